@@ -1,0 +1,17 @@
+# `make demo` runs the main job; `make test` is what CI runs. Both set up what is missing first.
+include scripts/env.mk
+
+.PHONY: setup build test lint
+
+setup:
+	@scripts/setup
+
+build: setup
+	cargo build --locked -p pitr-sidecar
+
+test: setup
+	cargo test --locked --workspace
+
+lint:
+	cargo fmt --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings

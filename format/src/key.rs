@@ -1,0 +1,224 @@
+//! The four forms of a key.
+//!
+//! | form | bytes | where |
+//! |---|---|---|
+//! | user (raw) key | as the client wrote it | transactional API, CDC rows, task ranges |
+//! | encoded key | groups of 8 bytes + marker `0xFF - pad` | region bounds |
+//! | versioned key | encoded key + `!ts` big-endian | log records, CF keys without prefix |
+//! | data key | `z` + versioned key | RocksDB, SST files |
+//!
+//! Source: tikv/tikv `components/codec/src/byte.rs`, `components/keys/src/lib.rs`.
+
+use std::fmt;
+
+use bytes::Bytes;
+
+use crate::Ts;
+
+const GROUP: usize = 8;
+const MARKER: u8 = 0xFF;
+/// Prefix of every data key inside a TiKV store.
+pub const DATA_PREFIX: u8 = b'z';
+/// Bytes that a ts takes at the end of a versioned key.
+pub const TS_LEN: usize = 8;
+
+/// Why bytes are not a key of the expected form.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum KeyError {
+    /// The memcomparable encoding ends early, or a marker or padding byte is wrong.
+    #[error("not a memcomparable key: {reason} at byte {offset}")]
+    BadEncoding {
+        /// What is wrong.
+        reason: &'static str,
+        /// Where.
+        offset: usize,
+    },
+    /// Fewer than the 8 bytes of a ts.
+    #[error("versioned key has {len} bytes, a ts alone takes 8")]
+    TooShort {
+        /// Length found.
+        len: usize,
+    },
+}
+
+/// Appends the memcomparable form of `raw` to `out`.
+pub fn append_encoded(raw: &[u8], out: &mut Vec<u8>) {
+    out.reserve(encoded_len(raw.len()));
+    let mut groups = raw.chunks_exact(GROUP);
+    for group in &mut groups {
+        out.extend_from_slice(group);
+        out.push(MARKER);
+    }
+    let rest = groups.remainder();
+    out.extend_from_slice(rest);
+    let pad = GROUP - rest.len();
+    out.extend_from_slice(&[0; GROUP][..pad]);
+    out.push(MARKER - pad as u8);
+}
+
+/// Length of the memcomparable form of a key of `raw_len` bytes.
+pub const fn encoded_len(raw_len: usize) -> usize {
+    (raw_len / GROUP + 1) * (GROUP + 1)
+}
+
+/// Decodes one memcomparable key at the start of `bytes`: the user key and the bytes it took.
+pub fn decode_prefix(bytes: &[u8]) -> Result<(Vec<u8>, usize), KeyError> {
+    let mut raw = Vec::with_capacity(bytes.len() / (GROUP + 1) * GROUP);
+    let mut offset = 0;
+    loop {
+        let Some(chunk) = bytes.get(offset..offset + GROUP + 1) else {
+            return Err(KeyError::BadEncoding {
+                reason: "ends inside a group",
+                offset,
+            });
+        };
+        let (group, marker) = (&chunk[..GROUP], chunk[GROUP]);
+        offset += GROUP + 1;
+        if marker == MARKER {
+            raw.extend_from_slice(group);
+            continue;
+        }
+        let pad = usize::from(MARKER - marker);
+        if pad > GROUP {
+            return Err(KeyError::BadEncoding {
+                reason: "bad marker",
+                offset: offset - 1,
+            });
+        }
+        let (data, padding) = group.split_at(GROUP - pad);
+        if padding.iter().any(|b| *b != 0) {
+            return Err(KeyError::BadEncoding {
+                reason: "padding is not zero",
+                offset: offset - 1,
+            });
+        }
+        raw.extend_from_slice(data);
+        return Ok((raw, offset));
+    }
+}
+
+/// Splits a versioned key into its encoded key (not decoded) and its ts.
+pub fn split_versioned(versioned: &[u8]) -> Result<(&[u8], Ts), KeyError> {
+    match versioned.split_last_chunk::<TS_LEN>() {
+        Some((encoded, ts)) => Ok((encoded, Ts::new(!u64::from_be_bytes(*ts)))),
+        None => Err(KeyError::TooShort {
+            len: versioned.len(),
+        }),
+    }
+}
+
+/// `z` + `key`: the key inside RocksDB.
+pub fn data_key(key: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(key.len() + 1);
+    out.push(DATA_PREFIX);
+    out.extend_from_slice(key);
+    out
+}
+
+/// Memcomparable form of a user key, without a ts.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct EncodedKey(Bytes);
+
+impl EncodedKey {
+    /// Encodes a user key.
+    pub fn encode(raw: &[u8]) -> Self {
+        let mut out = Vec::new();
+        append_encoded(raw, &mut out);
+        EncodedKey(out.into())
+    }
+
+    /// Takes bytes that are already encoded, for example a region bound (may be empty).
+    pub fn from_encoded(bytes: impl Into<Bytes>) -> Self {
+        EncodedKey(bytes.into())
+    }
+
+    /// The user key.
+    pub fn decode(&self) -> Result<Vec<u8>, KeyError> {
+        match decode_prefix(&self.0)? {
+            (raw, used) if used == self.0.len() => Ok(raw),
+            (_, used) => Err(KeyError::BadEncoding {
+                reason: "bytes after the key",
+                offset: used,
+            }),
+        }
+    }
+
+    /// Appends a ts.
+    pub fn at(&self, ts: Ts) -> VersionedKey {
+        let mut out = Vec::with_capacity(self.0.len() + TS_LEN);
+        out.extend_from_slice(&self.0);
+        out.extend_from_slice(&(!ts.get()).to_be_bytes());
+        VersionedKey(out.into())
+    }
+
+    /// The encoded bytes.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// The encoded bytes, shared.
+    pub fn into_bytes(self) -> Bytes {
+        self.0
+    }
+
+    /// True for "no bound".
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// Encoded key + ts: the key of a record in the log and, behind `z`, in the `default` and
+/// `write` column families.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct VersionedKey(Bytes);
+
+impl VersionedKey {
+    /// Takes bytes after checking that a ts fits; the encoding in front is checked by
+    /// [`VersionedKey::decode`].
+    pub fn from_bytes(bytes: impl Into<Bytes>) -> Result<Self, KeyError> {
+        let bytes = bytes.into();
+        split_versioned(&bytes)?;
+        Ok(VersionedKey(bytes))
+    }
+
+    /// Encoded key and ts.
+    pub fn split(&self) -> (EncodedKey, Ts) {
+        let at = self.0.len() - TS_LEN;
+        (EncodedKey(self.0.slice(..at)), self.ts())
+    }
+
+    /// User key and ts.
+    pub fn decode(&self) -> Result<(Vec<u8>, Ts), KeyError> {
+        let (key, ts) = self.split();
+        Ok((key.decode()?, ts))
+    }
+
+    /// The ts alone.
+    pub fn ts(&self) -> Ts {
+        split_versioned(&self.0)
+            .map(|(_, ts)| ts)
+            .unwrap_or(Ts::ZERO)
+    }
+
+    /// The bytes.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// The bytes, shared.
+    pub fn into_bytes(self) -> Bytes {
+        self.0
+    }
+}
+
+impl fmt::Debug for EncodedKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "EncodedKey({})", hex::encode_upper(&self.0))
+    }
+}
+
+impl fmt::Debug for VersionedKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "VersionedKey({})", hex::encode_upper(&self.0))
+    }
+}

@@ -1,0 +1,16 @@
+//! Bytes to types and back: no I/O, no async, no clock. One file per persisted record.
+//!
+//! Everything here is a pure function of its input. Decoders are bounds-checked, never panic and
+//! cap what they allocate, because their input comes from object storage and from the network.
+
+pub mod class;
+pub mod key;
+pub mod kv;
+pub mod range;
+pub mod ts;
+
+pub use class::Class;
+pub use key::{EncodedKey, KeyError, VersionedKey};
+pub use kv::{Cf, KvRecord, OpKind};
+pub use range::EncodedRange;
+pub use ts::Ts;

@@ -1,0 +1,4 @@
+//! One process that is a PD and a TiKV store, for demos and tests; never for production: one
+//! node, no raft, no replication.
+
+pub mod store;

@@ -1,0 +1,3 @@
+//! The store: transactional data on RocksDB, its regions, and the services on top.
+
+pub mod change;

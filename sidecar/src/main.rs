@@ -1,0 +1,2 @@
+//! `tikv-pitr`: the command line.
+fn main() {}
