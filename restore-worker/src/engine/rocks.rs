@@ -76,7 +76,7 @@ impl Engine for RocksEngine {
                 EngineOp::Delete { cf, key } => batch.delete_cf(self.cf(*cf)?, key),
             }
         }
-        self.db.write(&batch).map_err(|e| self.error("write", e))
+        self.db.write(batch).map_err(|e| self.error("write", e))
     }
 
     fn ingest(&self, cf: EngineCf, files: &[PathBuf]) -> Result<(), EngineError> {
