@@ -1,0 +1,11 @@
+//! The contract of the storage crate, seen from outside.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+#[path = "it/conformance.rs"]
+mod conformance;
+#[path = "it/crash.rs"]
+mod crash;
+#[path = "it/fault.rs"]
+mod fault;
+#[path = "it/local.rs"]
+mod local;
