@@ -1,0 +1,114 @@
+//! Addresses and gRPC channels: one place that knows URL forms, time-outs, keepalive and windows.
+//!
+//! Plaintext only; an `https` address is refused rather than spoken to in the clear. Used by
+//! every client of this crate.
+
+use std::time::Duration;
+
+use pitr_format::Class;
+use tonic::transport::{Channel, Endpoint};
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+const KEEPALIVE: Duration = Duration::from_secs(10);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// An address that cannot be dialled.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("address {address:?}: {reason}")]
+pub struct AddressError {
+    /// What was given.
+    pub address: String,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+impl AddressError {
+    /// A wrong address stays wrong.
+    pub fn class(&self) -> Class {
+        Class::Permanent
+    }
+}
+
+/// Brings `host:port` and `http://host:port/` to the form `http://host:port`. PD reports URLs,
+/// stores report bare addresses.
+pub fn normalize(address: &str) -> Result<String, AddressError> {
+    let refuse = |reason: &str| AddressError {
+        address: address.to_owned(),
+        reason: reason.to_owned(),
+    };
+    let trimmed = address.trim().trim_end_matches('/');
+    let with_scheme = if trimmed.contains("://") {
+        trimmed.to_owned()
+    } else {
+        format!("http://{trimmed}")
+    };
+    let url = url::Url::parse(&with_scheme).map_err(|e| refuse(&e.to_string()))?;
+    match url.scheme() {
+        "http" => {}
+        "https" => return Err(refuse("TLS is not supported yet, use http://")),
+        _ => return Err(refuse("expected http://host:port")),
+    }
+    if url.host_str().is_none_or(str::is_empty) {
+        return Err(refuse("host is missing"));
+    }
+    Ok(with_scheme)
+}
+
+/// Channel to a PD member. PD's embedded etcd enforces "at most one ping in 5 s, none without
+/// streams", hence no pings while idle.
+pub(crate) fn pd_channel(url: &str) -> Result<Channel, AddressError> {
+    Ok(endpoint(url)?.keep_alive_while_idle(false).connect_lazy())
+}
+
+fn endpoint(url: &str) -> Result<Endpoint, AddressError> {
+    let url = normalize(url)?;
+    Ok(Endpoint::from_shared(url.clone())
+        .map_err(|e| AddressError {
+            address: url,
+            reason: e.to_string(),
+        })?
+        .connect_timeout(CONNECT_TIMEOUT)
+        .http2_keep_alive_interval(KEEPALIVE)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT))
+}
+
+/// One line for a status, with the transport's cause that `Display` of a status leaves out.
+pub(crate) fn describe(status: &tonic::Status) -> String {
+    let mut text = format!("{:?}: {}", status.code(), status.message());
+    let mut source = std::error::Error::source(status);
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bare_addresses_and_urls_come_to_one_form() {
+        for given in [
+            "127.0.0.1:2379",
+            "http://127.0.0.1:2379",
+            "http://127.0.0.1:2379/",
+        ] {
+            assert_eq!(normalize(given).unwrap(), "http://127.0.0.1:2379");
+        }
+        assert_eq!(normalize("pd-0.pd:2379").unwrap(), "http://pd-0.pd:2379");
+    }
+
+    #[test]
+    fn an_https_address_is_refused_instead_of_being_spoken_to_in_the_clear() {
+        let error = normalize("https://pd:2379").unwrap_err();
+        assert!(error.to_string().contains("TLS"), "{error}");
+        assert_eq!(error.class(), Class::Permanent);
+        assert!(normalize("").is_err());
+        assert!(normalize("local:///tmp").is_err());
+    }
+}

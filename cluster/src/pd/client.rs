@@ -1,0 +1,289 @@
+//! The connection to PD's leader: discovery, re-discovery, deadlines and the retry loop that
+//! every call goes through.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use pitr_proto::pdpb::{self, pd_client::PdClient as Stub};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tonic::transport::Channel;
+use tonic::{Response, Status};
+
+use super::error::{Attempt, PdError, Verdict, judge_header, judge_status};
+use crate::backoff::Backoff;
+use crate::net::{describe, normalize, pd_channel};
+
+/// A page of 1024 regions with many peers passes tonic's 4 MiB default.
+const MAX_MESSAGE: usize = 64 << 20;
+/// Who calls, for PD's metrics.
+const COMPONENT: &str = "tikv-pitr";
+
+/// Time bounds of the client.
+#[derive(Clone, Debug)]
+pub struct PdOptions {
+    /// One attempt of one call.
+    pub call_timeout: Duration,
+    /// All attempts of one call. PD may have no leader for 5–10 s during a fail-over.
+    pub deadline: Duration,
+    /// All attempts of the first connection.
+    pub connect_deadline: Duration,
+}
+
+impl Default for PdOptions {
+    fn default() -> Self {
+        PdOptions {
+            call_timeout: Duration::from_secs(3),
+            deadline: Duration::from_secs(15),
+            connect_deadline: Duration::from_secs(8),
+        }
+    }
+}
+
+/// Client of one cluster's PD; cheap to share.
+pub struct PdClient {
+    cluster_id: u64,
+    options: PdOptions,
+    state: Mutex<State>,
+}
+
+#[derive(Clone)]
+struct Leader {
+    url: String,
+    channel: Channel,
+}
+
+struct State {
+    /// Given end points first, then those that members reported.
+    urls: Vec<String>,
+    leader: Option<Leader>,
+}
+
+/// What `GetMembers` told.
+struct Found {
+    cluster_id: u64,
+    leader: Leader,
+    urls: Vec<String>,
+}
+
+impl PdClient {
+    /// Connects with the default time bounds: finds the leader and the cluster id.
+    pub async fn connect(endpoints: &[String]) -> Result<Arc<PdClient>, PdError> {
+        PdClient::connect_with(endpoints, PdOptions::default()).await
+    }
+
+    /// Connects with own time bounds.
+    pub async fn connect_with(
+        endpoints: &[String],
+        options: PdOptions,
+    ) -> Result<Arc<PdClient>, PdError> {
+        let urls = endpoints
+            .iter()
+            .map(|e| normalize(e))
+            .collect::<Result<Vec<_>, _>>()?;
+        let deadline = Instant::now() + options.connect_deadline;
+        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(1), 1);
+        let found = loop {
+            let last = match timeout_at(deadline, discover(&urls, 0, options.call_timeout)).await {
+                Ok(Ok(found)) => break found,
+                Ok(Err(Verdict::Fail(error))) => return Err(error),
+                Ok(Err(Verdict::Rediscover(text) | Verdict::Wait(text))) => text,
+                Err(_) => "no answer in time".to_owned(),
+            };
+            let delay = backoff.next_delay();
+            if Instant::now() + delay >= deadline {
+                return Err(PdError::Unreachable {
+                    endpoints: urls,
+                    call: "GetMembers",
+                    seconds: options.connect_deadline.as_secs(),
+                    last,
+                });
+            }
+            sleep(delay).await;
+        };
+        Ok(Arc::new(PdClient {
+            cluster_id: found.cluster_id,
+            options,
+            state: Mutex::new(State {
+                urls: merge_urls(urls, found.urls),
+                leader: Some(found.leader),
+            }),
+        }))
+    }
+
+    /// The id of the cluster, fixed for the life of the client.
+    pub fn cluster_id(&self) -> u64 {
+        self.cluster_id
+    }
+
+    /// The end points given and those that members reported, as URLs.
+    pub fn urls(&self) -> Vec<String> {
+        self.state.lock().urls.clone()
+    }
+
+    /// The header that every request carries.
+    pub(super) fn header(&self) -> Option<pdpb::RequestHeader> {
+        Some(pdpb::RequestHeader {
+            cluster_id: self.cluster_id,
+            caller_component: COMPONENT.to_owned(),
+            ..Default::default()
+        })
+    }
+
+    /// Runs one call against the leader until it succeeds, fails for good or the deadline passes.
+    pub(super) async fn call<T, F, Fut>(&self, call: &'static str, run: F) -> Result<T, PdError>
+    where
+        T: HasHeader,
+        F: Fn(Stub<Channel>) -> Fut,
+        Fut: Future<Output = Result<Response<T>, Status>>,
+    {
+        let deadline = Instant::now() + self.options.deadline;
+        let mut backoff = Backoff::new(
+            Duration::from_millis(100),
+            Duration::from_secs(1),
+            self.cluster_id,
+        );
+        loop {
+            let last = match timeout_at(deadline, self.attempt(call, &run)).await {
+                Ok(Ok(answer)) => return Ok(answer),
+                Ok(Err(Verdict::Fail(error))) => return Err(error),
+                Ok(Err(Verdict::Wait(text))) => text,
+                Ok(Err(Verdict::Rediscover(text))) => {
+                    tracing::debug!(call, reason = %text, "looking for PD's leader again");
+                    self.state.lock().leader = None;
+                    text
+                }
+                Err(_) => "no answer in time".to_owned(),
+            };
+            let delay = backoff.next_delay();
+            if Instant::now() + delay >= deadline {
+                return Err(PdError::Unreachable {
+                    endpoints: self.urls(),
+                    call,
+                    seconds: self.options.deadline.as_secs(),
+                    last,
+                });
+            }
+            sleep(delay).await;
+        }
+    }
+
+    async fn attempt<T, F, Fut>(&self, call: &'static str, run: &F) -> Result<T, Verdict>
+    where
+        T: HasHeader,
+        F: Fn(Stub<Channel>) -> Fut,
+        Fut: Future<Output = Result<Response<T>, Status>>,
+    {
+        let leader = self.leader().await?;
+        let attempt = Attempt {
+            call,
+            endpoint: &leader.url,
+            cluster_id: self.cluster_id,
+        };
+        let stub = Stub::new(leader.channel.clone()).max_decoding_message_size(MAX_MESSAGE);
+        let answer = match timeout(self.options.call_timeout, run(stub)).await {
+            Ok(Ok(answer)) => answer.into_inner(),
+            Ok(Err(status)) => return Err(judge_status(&attempt, &status)),
+            Err(_) => {
+                let text = format!("{} did not answer in time", leader.url);
+                return Err(Verdict::Rediscover(text));
+            }
+        };
+        match judge_header(&attempt, answer.header()) {
+            None => Ok(answer),
+            Some(verdict) => Err(verdict),
+        }
+    }
+
+    async fn leader(&self) -> Result<Leader, Verdict> {
+        let urls = {
+            let state = self.state.lock();
+            if let Some(leader) = &state.leader {
+                return Ok(leader.clone());
+            }
+            state.urls.clone()
+        };
+        let found = discover(&urls, self.cluster_id, self.options.call_timeout).await?;
+        let mut state = self.state.lock();
+        state.urls = merge_urls(std::mem::take(&mut state.urls), found.urls);
+        state.leader = Some(found.leader.clone());
+        Ok(found.leader)
+    }
+}
+
+/// Responses of PD that carry its header.
+pub(super) trait HasHeader {
+    fn header(&self) -> Option<&pdpb::ResponseHeader>;
+}
+
+/// Keeps the order of `known` and appends what is new, bounded: a cluster has a handful of members.
+fn merge_urls(mut known: Vec<String>, reported: Vec<String>) -> Vec<String> {
+    const MAX_URLS: usize = 64;
+    for url in reported {
+        if known.len() < MAX_URLS && !known.contains(&url) {
+            known.push(url);
+        }
+    }
+    known
+}
+
+/// Asks the members in turn who leads. `expected` 0 accepts any cluster.
+async fn discover(urls: &[String], expected: u64, limit: Duration) -> Result<Found, Verdict> {
+    let mut last = Verdict::Rediscover("no end point given".to_owned());
+    for url in urls {
+        match ask_member(url, expected, limit).await {
+            Ok(found) => return Ok(found),
+            Err(fail @ Verdict::Fail(PdError::WrongCluster { .. })) => return Err(fail),
+            Err(verdict) => last = verdict,
+        }
+    }
+    Err(last)
+}
+
+async fn ask_member(url: &str, expected: u64, limit: Duration) -> Result<Found, Verdict> {
+    let channel = pd_channel(url).map_err(|e| Verdict::Fail(e.into()))?;
+    let mut stub = Stub::new(channel.clone());
+    let attempt = Attempt {
+        call: "GetMembers",
+        endpoint: url,
+        cluster_id: expected,
+    };
+    let answer = match timeout(limit, stub.get_members(pdpb::GetMembersRequest::default())).await {
+        Ok(Ok(answer)) => answer.into_inner(),
+        Ok(Err(status)) => {
+            return Err(Verdict::Rediscover(format!("{url}: {}", describe(&status))));
+        }
+        Err(_) => return Err(Verdict::Rediscover(format!("{url} did not answer in time"))),
+    };
+    if let Some(verdict) = judge_header(&attempt, answer.header.as_ref()) {
+        return Err(verdict);
+    }
+    let cluster_id = answer.header.as_ref().map_or(0, |h| h.cluster_id);
+    if cluster_id == 0 {
+        return Err(Verdict::Rediscover(format!("{url} gave no cluster id")));
+    }
+    let reported: Vec<String> = answer
+        .members
+        .iter()
+        .flat_map(|member| &member.client_urls)
+        .filter_map(|u| normalize(u).ok())
+        .collect();
+    let leader_url = answer
+        .leader
+        .as_ref()
+        .and_then(|leader| leader.client_urls.iter().find_map(|u| normalize(u).ok()))
+        .ok_or_else(|| Verdict::Rediscover(format!("{url}: PD has no leader now")))?;
+    let channel = match leader_url == url {
+        true => channel,
+        false => pd_channel(&leader_url).map_err(|e| Verdict::Fail(e.into()))?,
+    };
+    Ok(Found {
+        cluster_id,
+        leader: Leader {
+            url: leader_url,
+            channel,
+        },
+        urls: reported,
+    })
+}

@@ -1,0 +1,14 @@
+//! PD: members, timestamps, regions, stores and the GC safe points.
+//!
+//! [`PdClient`] finds the leader by itself, checks both error layers (gRPC status and
+//! `header.error`) and gives up only after a bounded time, because a PD without a leader for
+//! 5–10 s is normal. Used by every other client of this crate and by the sidecar.
+
+mod calls;
+mod client;
+mod error;
+mod region;
+
+pub use client::{PdClient, PdOptions};
+pub use error::PdError;
+pub use region::{Region, contiguous_prefix};
