@@ -4,10 +4,16 @@
 //! cap what they allocate, because their input comes from object storage and from the network.
 
 pub mod class;
+pub mod compress;
+pub mod digest;
 pub mod key;
 pub mod kv;
 pub mod range;
+pub mod record;
+pub mod slice;
 pub mod ts;
+mod varint;
+pub mod write_cf;
 
 pub use class::Class;
 pub use key::{EncodedKey, KeyError, VersionedKey};
