@@ -2,5 +2,6 @@
 //! node, no raft, no replication.
 
 mod durable;
+pub mod etcd;
 pub mod pd;
 pub mod store;

@@ -77,7 +77,9 @@ fn minimum(record: &mut Record, now: i64) -> Minimum {
         .services
         .iter()
         .min_by_key(|(_, entry)| entry.safe_point)
-        .map_or((GC_WORKER.to_owned(), permanent), |(id, e)| (id.clone(), *e));
+        .map_or((GC_WORKER.to_owned(), permanent), |(id, e)| {
+            (id.clone(), *e)
+        });
     Minimum {
         service_id,
         ttl: match entry.expires_at {
