@@ -11,6 +11,7 @@ build: setup
 
 test: setup
 	cargo test --locked --workspace
+	$(PITR_VENV)/bin/python -m unittest discover -s tests
 
 lint:
 	cargo fmt --check
