@@ -1,18 +1,33 @@
 # `make demo` runs the main job; `make test` is what CI runs. Both set up what is missing first.
 include scripts/env.mk
 
-.PHONY: setup build test lint
+.PHONY: setup build test lint demo playground soak
 
 setup:
 	@scripts/setup
 
+# The binaries also lie at bin/, where a newcomer looks.
 build: setup
-	cargo build --locked -p pitr-sidecar
+	cargo build --locked -p pitr-sidecar -p pitr-playground
+	@mkdir -p bin
+	@cp -f $(CARGO_TARGET_DIR)/debug/tikv-pitr $(CARGO_TARGET_DIR)/debug/tikv-pitr-playground bin/
 
-test: setup
+test: build
 	cargo test --locked --workspace
 	$(PITR_VENV)/bin/python -m unittest discover -s tests
 
-lint:
+lint: setup
 	cargo fmt --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
+	@if command -v cargo-deny >/dev/null; then cargo deny check bans licenses sources; \
+	else echo 'lint: cargo-deny is not installed; licences and sources are not checked'; fi
+
+demo: build
+	@$(PITR_VENV)/bin/python demo/demo.py
+
+playground: build
+	@$(PITR_VENV)/bin/python demo/playground.py
+
+# The long rounds: PITR_ROUNDS is the number of kills and of faulty runs (CI runs 3 of each).
+soak: build
+	PITR_ROUNDS=$${PITR_ROUNDS:-10} cargo test --locked -p pitr-sidecar --test it -- soak --nocapture
