@@ -1,10 +1,14 @@
 //! Objects as files below a directory.
 //!
-//! Reads and listings go through `object_store`'s local file system; writes and deletions through
-//! [`crate::durable_file`], which says why. The directory need not exist: the first write makes it,
-//! while listing a missing one is an error.
+//! Reads go through `object_store`'s local file system; writes and deletions through
+//! [`crate::durable_file`], which says why. Listings are ours too: `object_store` leaves out what it
+//! cannot look at (an unreadable entry, a broken link), and a meta that is silently missing from a
+//! listing is data silently missing from a restore. Ours fails instead.
+//!
+//! The directory need not exist: the first write makes it, while listing a missing one is an error.
 
-use std::io;
+use std::fs::{self, Metadata};
+use std::io::{self, ErrorKind};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -49,10 +53,10 @@ impl LocalStorage {
     /// Whether the root is a directory that can be looked into.
     pub(crate) fn check_root(&self, action: &'static str) -> Result<()> {
         let context = self.objects.context(action, "");
-        match std::fs::metadata(&self.root) {
+        match fs::metadata(&self.root) {
             Ok(meta) if meta.is_dir() => Ok(()),
             Ok(_) => Err(context.fail(StorageErrorKind::InvalidConfig, "this is not a directory")),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
                 Err(context.fail(StorageErrorKind::NotFound, "the directory does not exist"))
             }
             Err(error) => Err(context.io(&error)),
@@ -106,8 +110,15 @@ impl Storage for LocalStorage {
     }
 
     async fn list(&self, prefix: &str) -> Result<Vec<ObjectInfo>> {
+        let context = self.objects.context("list", prefix);
+        name::check_prefix(prefix, context)?;
         self.check_root("list")?;
-        self.objects.list(prefix).await
+        let (root, wanted) = (self.root.clone(), prefix.to_owned());
+        let mut found = self
+            .blocking(context, move |_| list(&root, &wanted))
+            .await?;
+        found.sort_unstable();
+        Ok(found)
     }
 
     async fn delete(&self, path: &str) -> Result<()> {
@@ -130,35 +141,74 @@ impl Storage for LocalStorage {
     }
 }
 
-/// Walks the directories itself: `object_store` hides what is looked for here.
 fn remove_leftovers(root: &Path, older_than: Duration) -> io::Result<u64> {
     let mut removed = 0;
-    let mut directories = vec![root.to_path_buf()];
-    while let Some(directory) = directories.pop() {
-        let entries = match std::fs::read_dir(&directory) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            other => other?,
-        };
-        for entry in entries {
-            let entry = entry?;
-            let kind = entry.file_type()?;
-            if kind.is_dir() {
-                directories.push(entry.path());
-            } else if kind.is_file()
-                && entry.file_name().to_str().is_some_and(name::is_leftover)
-                && is_older(&entry, older_than)
-                && std::fs::remove_file(entry.path()).is_ok()
-            {
-                removed += 1;
-            }
+    for (path, meta) in files_below(root)? {
+        let leftover = path
+            .file_name()
+            .and_then(|n| n.to_str())
+            .is_some_and(name::is_leftover);
+        if leftover && is_older(&meta, older_than) && fs::remove_file(&path).is_ok() {
+            removed += 1;
         }
     }
     Ok(removed)
 }
 
-/// A file that vanished meanwhile, or of the future, is left alone.
-fn is_older(entry: &std::fs::DirEntry, age: Duration) -> bool {
-    let modified = entry.metadata().and_then(|meta| meta.modified());
+/// The objects whose names begin with `prefix`, unsorted.
+fn list(root: &Path, prefix: &str) -> io::Result<Vec<ObjectInfo>> {
+    let directory = prefix
+        .rsplit_once('/')
+        .map_or(root.to_path_buf(), |(dir, _)| root.join(dir));
+    let files = files_below(&directory)?;
+    let objects = files.into_iter().filter_map(|(path, meta)| {
+        // A name that is not UTF-8 is no object's.
+        let path = path.strip_prefix(root).ok()?.to_str()?.to_owned();
+        let hidden = name::is_hidden(path.rsplit('/').next().unwrap_or(&path));
+        (path.starts_with(prefix) && !hidden).then_some(ObjectInfo {
+            path,
+            size: meta.len(),
+        })
+    });
+    Ok(objects.collect())
+}
+
+/// Every file below a directory, links followed. What vanishes meanwhile is left out; what is there
+/// and cannot be looked at is an error.
+fn files_below(directory: &Path) -> io::Result<Vec<(PathBuf, Metadata)>> {
+    let mut files = Vec::new();
+    let mut directories = vec![directory.to_path_buf()];
+    while let Some(directory) = directories.pop() {
+        let entries = match fs::read_dir(&directory) {
+            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+                continue;
+            }
+            other => other.map_err(|e| at(&directory, &e))?,
+        };
+        for entry in entries {
+            let path = entry.map_err(|e| at(&directory, &e))?.path();
+            match fs::metadata(&path) {
+                Ok(meta) if meta.is_dir() => directories.push(path),
+                Ok(meta) if meta.is_file() => files.push((path, meta)),
+                Ok(_) => {}
+                Err(_)
+                    if fs::symlink_metadata(&path)
+                        .is_err_and(|e| e.kind() == ErrorKind::NotFound) => {}
+                Err(error) => return Err(at(&path, &error)),
+            }
+        }
+    }
+    Ok(files)
+}
+
+/// Says which file it was.
+fn at(path: &Path, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+}
+
+/// A file of the future is left alone.
+fn is_older(meta: &Metadata, age: Duration) -> bool {
+    let modified = meta.modified();
     modified.is_ok_and(|at| {
         SystemTime::now()
             .duration_since(at)

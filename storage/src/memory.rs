@@ -7,8 +7,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::TryStreamExt;
 use object_store::memory::InMemory;
-use object_store::{ObjectStore, PutMode, PutPayload};
+use object_store::{ObjectStoreExt, PutMode, PutPayload};
 
 use crate::object_reader::ObjectReader;
 use crate::{ObjectInfo, Result, Storage, name};
@@ -71,11 +72,28 @@ impl Storage for MemoryStorage {
     }
 
     async fn list(&self, prefix: &str) -> Result<Vec<ObjectInfo>> {
-        self.objects.list(prefix).await
+        let context = self.objects.context("list", prefix);
+        name::check_prefix(prefix, context)?;
+        let all = self.objects.store.list(None).try_collect::<Vec<_>>().await;
+        let all = all.map_err(|e| context.object_store(&e))?.into_iter();
+        let mut found = all
+            .filter(|meta| meta.location.as_ref().starts_with(prefix))
+            .map(|meta| ObjectInfo {
+                path: meta.location.into(),
+                size: meta.size,
+            })
+            .collect::<Vec<_>>();
+        found.sort_unstable();
+        Ok(found)
     }
 
     async fn delete(&self, path: &str) -> Result<()> {
-        self.objects.delete(path).await
+        let context = self.objects.context("delete", path);
+        let location = name::object_path(path, context)?;
+        match self.objects.store.delete(&location).await {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(error) => Err(context.object_store(&error)),
+        }
     }
 
     fn uri(&self) -> String {

@@ -20,27 +20,18 @@ pub(crate) fn object_path(name: &str, context: Context<'_>) -> Result<Path, Stor
     }
     check_parts(name, context)?;
     let last = name.rsplit('/').next().unwrap_or(name);
-    if is_leftover(last) || is_object_store_temp(last) {
+    if is_hidden(last) {
         return refuse("names of this form are kept for unfinished writes");
     }
     Path::parse(name).map_err(|error| context.fail(StorageErrorKind::InvalidPath, error))
 }
 
-/// Accepts the prefix of a listing: the directory to walk, `None` for the root.
-pub(crate) fn list_root(prefix: &str, context: Context<'_>) -> Result<Option<Path>, StorageError> {
-    let Some((directory, rest)) = prefix.rsplit_once('/') else {
-        if !prefix.is_empty() {
-            check_parts(prefix, context)?;
-        }
-        return Ok(None);
-    };
-    check_parts(directory, context)?;
-    if !rest.is_empty() {
-        check_parts(rest, context)?;
+/// Accepts the prefix of a listing: any beginning of a name.
+pub(crate) fn check_prefix(prefix: &str, context: Context<'_>) -> Result<(), StorageError> {
+    if prefix.is_empty() {
+        return Ok(());
     }
-    let path =
-        Path::parse(directory).map_err(|e| context.fail(StorageErrorKind::InvalidPath, e))?;
-    Ok(Some(path))
+    check_parts(prefix.strip_suffix('/').unwrap_or(prefix), context)
 }
 
 fn check_parts(name: &str, context: Context<'_>) -> Result<(), StorageError> {
@@ -63,6 +54,11 @@ fn check_parts(name: &str, context: Context<'_>) -> Result<(), StorageError> {
         }
     }
     Ok(())
+}
+
+/// Whether the last part of a name is one that no object has and no listing shows.
+pub(crate) fn is_hidden(file_name: &str) -> bool {
+    is_leftover(file_name) || is_object_store_temp(file_name)
 }
 
 /// Whether the last part of a name is that of an unfinished local write.
@@ -136,7 +132,7 @@ mod tests {
             assert_eq!(error.kind, StorageErrorKind::InvalidPath, "{name:?}");
         }
         for prefix in ["/", "/etc", "../", "a/..", "..", "a//", "a/../b"] {
-            let error = list_root(prefix, READ).unwrap_err();
+            let error = check_prefix(prefix, READ).unwrap_err();
             assert_eq!(error.kind, StorageErrorKind::InvalidPath, "{prefix:?}");
         }
     }

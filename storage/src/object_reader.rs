@@ -1,13 +1,10 @@
-//! Reading, listing and deleting through `object_store`: the part that all backends share.
-//!
-//! Adds to `object_store` what the archive needs: our error kinds, exact ranges (it shortens a
-//! range silently), string prefixes (it knows whole directories only) and a fixed order.
+//! Reading through `object_store`: the part that all backends share. Adds what an archive needs: our
+//! error kinds, checked names and exact ranges (`object_store` shortens a range silently).
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures::TryStreamExt;
 use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt};
 
 use crate::error::{Context, StorageErrorKind};
@@ -85,38 +82,6 @@ impl ObjectReader {
                 error if error.is_not_found() => Ok(None),
                 error => Err(error),
             },
-        }
-    }
-
-    pub(crate) async fn list(&self, prefix: &str) -> Result<Vec<ObjectInfo>> {
-        let context = self.context("list", prefix);
-        let root = name::list_root(prefix, context)?;
-        let mut found = Vec::new();
-        let mut stream = self.store.list(root.as_ref());
-        while let Some(meta) = stream
-            .try_next()
-            .await
-            .map_err(|e| context.object_store(&e))?
-        {
-            let path = String::from(meta.location);
-            let last = path.rsplit('/').next().unwrap_or(&path);
-            if path.starts_with(prefix) && !name::is_leftover(last) {
-                found.push(ObjectInfo {
-                    path,
-                    size: meta.size,
-                });
-            }
-        }
-        found.sort_unstable();
-        Ok(found)
-    }
-
-    pub(crate) async fn delete(&self, path: &str) -> Result<()> {
-        let context = self.context("delete", path);
-        let location = name::object_path(path, context)?;
-        match self.store.delete(&location).await {
-            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
-            Err(error) => Err(context.object_store(&error)),
         }
     }
 }

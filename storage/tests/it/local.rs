@@ -132,6 +132,23 @@ async fn leftovers_of_dead_writers_are_hidden_and_removed_only_on_request() {
     assert_eq!(storage.get("v1/a.log").await.unwrap(), "whole");
 }
 
+#[tokio::test]
+async fn what_cannot_be_looked_at_fails_the_listing_instead_of_missing_from_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let storage = open(dir.path());
+    storage
+        .put("v1/backupmeta/a.meta", Bytes::from_static(b"x"))
+        .await
+        .unwrap();
+    let link = dir.path().join("v1/backupmeta/b.meta");
+    std::os::unix::fs::symlink("/nowhere/at/all", &link).unwrap();
+    let error = storage.list("v1/backupmeta/").await.unwrap_err();
+    assert!(error.to_string().contains("b.meta"), "{error}");
+    fs::remove_file(&link).unwrap();
+    std::os::unix::fs::symlink("a.meta", &link).unwrap();
+    assert_eq!(storage.list("v1/backupmeta/").await.unwrap().len(), 2);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reader_during_rewrites_sees_whole_objects_only() {
     let dir = tempfile::tempdir().unwrap();
