@@ -5,6 +5,7 @@
 //! spawned on the caller's tokio runtime.
 
 pub mod backoff;
+pub mod cdc;
 pub mod etcd;
 pub mod net;
 pub mod pd;

@@ -11,6 +11,8 @@ use tonic::transport::{Channel, Endpoint};
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const KEEPALIVE: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(3);
+const STREAM_WINDOW: u32 = 2 << 20;
+const CONNECTION_WINDOW: u32 = 8 << 20;
 
 /// An address that cannot be dialled.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -58,6 +60,16 @@ pub fn normalize(address: &str) -> Result<String, AddressError> {
 /// streams", hence no pings while idle.
 pub(crate) fn pd_channel(url: &str) -> Result<Channel, AddressError> {
     Ok(endpoint(url)?.keep_alive_while_idle(false).connect_lazy())
+}
+
+/// Channel to a TiKV store, with the windows and keepalive that TiCDC uses or better.
+pub(crate) fn store_channel(url: &str) -> Result<Channel, AddressError> {
+    Ok(endpoint(url)?
+        .keep_alive_while_idle(true)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .tcp_nodelay(true)
+        .connect_lazy())
 }
 
 fn endpoint(url: &str) -> Result<Endpoint, AddressError> {

@@ -1,0 +1,267 @@
+//! The feed against what a real store answered (`change-data-transcript.json`), and its rules for
+//! request ids and bounds.
+
+use pitr_format::Class;
+use prost::Message;
+use prost_reflect::{DescriptorPool, DynamicMessage};
+
+use super::*;
+
+const CLUSTER: u64 = 7_710_820_221_953_284_083;
+
+fn parse<T: Message + Default>(name: &str, text: &str) -> T {
+    let pool = DescriptorPool::decode(pitr_proto::FILE_DESCRIPTOR_SET).unwrap();
+    let descriptor = pool.get_message_by_name(name).unwrap();
+    let message = DynamicMessage::parse_text_format(descriptor, text).unwrap();
+    T::decode(&message.encode_to_vec()[..]).unwrap()
+}
+
+/// Requests and answers of a recorded step.
+fn step(name: &str) -> (Vec<ChangeDataRequest>, Vec<ChangeDataEvent>) {
+    let all = include_str!("../../../tests/golden/change-data-transcript.json");
+    let all: serde_json::Value = serde_json::from_str(all).unwrap();
+    let steps = all.as_array().unwrap();
+    let step = steps.iter().find(|s| s["step"] == name).unwrap();
+    let texts = |field: &str| -> Vec<String> {
+        let list = step[field].as_array().unwrap();
+        list.iter()
+            .map(|t| t.as_str().unwrap().to_owned())
+            .collect()
+    };
+    (
+        texts("requests")
+            .iter()
+            .map(|t| parse("cdcpb.ChangeDataRequest", t))
+            .collect(),
+        texts("answers")
+            .iter()
+            .map(|t| parse("cdcpb.ChangeDataEvent", t))
+            .collect(),
+    )
+}
+
+fn subscription(id: u64, region_id: u64, start: &[u8], end: &[u8]) -> Subscription {
+    Subscription {
+        id: SubId(id),
+        region: metapb::Region {
+            id: region_id,
+            start_key: Bytes::copy_from_slice(start),
+            end_key: Bytes::copy_from_slice(end),
+            region_epoch: Some(metapb::RegionEpoch {
+                conf_ver: 1,
+                version: 5,
+            }),
+            ..Default::default()
+        },
+        checkpoint_ts: Ts::new(1),
+        wanted: [EncodedRange::ALL].into(),
+    }
+}
+
+/// Subscribes as the step did, feeds its answers, and shows what came out.
+fn play(name: &str) -> (Feed, Vec<String>) {
+    let (requests, mut answers) = step(name);
+    let mut feed = Feed::new(CLUSTER);
+    let mut ours = BTreeMap::new();
+    for (id, request) in (1..).zip(&requests) {
+        let (start, end) = (&request.start_key, &request.end_key);
+        assert!(feed.subscribe(subscription(id, request.region_id, start, end)));
+        let sent = feed.next_request().unwrap();
+        assert_eq!(
+            sent.header,
+            request.header.clone().map(|h| cdcpb::Header {
+                cluster_id: CLUSTER,
+                ..h
+            })
+        );
+        ours.insert(request.request_id, sent.request_id);
+    }
+    let mut out = Vec::new();
+    for answer in &mut answers {
+        for event in &mut answer.events {
+            event.request_id = ours[&event.request_id];
+        }
+        if let Some(resolved) = &mut answer.resolved_ts {
+            resolved.request_id = ours[&resolved.request_id];
+        }
+        feed.on_message(answer.clone(), &mut out);
+    }
+    let shown = out.iter().map(show).collect();
+    (feed, shown)
+}
+
+fn show(event: &CdcEvent) -> String {
+    match event {
+        CdcEvent::Records { sub, records } => format!("{} rows {}", sub.0, records.len()),
+        CdcEvent::Initialized { sub } => format!("{} init", sub.0),
+        CdcEvent::Resolved { subs, .. } => format!("{} resolved", subs[0].0),
+        CdcEvent::Ended { sub, reason } => format!("{} {:?}", sub.0, reason.kind),
+        CdcEvent::Disconnected { .. } => "gone".into(),
+    }
+}
+
+fn without_resolved(shown: Vec<String>) -> Vec<String> {
+    let keep = |text: &String| !text.ends_with("resolved");
+    shown.into_iter().filter(keep).collect()
+}
+
+#[test]
+fn an_idle_region_is_initialized_and_then_resolved_again_and_again() {
+    let (_, shown) = play("register, idle region");
+    assert_eq!(shown[..2], ["1 init", "1 resolved"]);
+    assert_eq!(shown.len(), 5);
+}
+
+#[test]
+fn the_initial_scan_gives_its_committed_versions_before_initialized() {
+    let (_, shown) = play("initial scan from 1");
+    assert_eq!(shown[..3], ["1 rows 6", "1 init", "1 resolved"]);
+}
+
+#[test]
+fn live_rows_of_every_kind_give_the_committed_ones_only() {
+    let (feed, shown) = play("live writes");
+    // kv/long = default + write, kv/live, the delete of kv/a; then the 1PC put.
+    let expected = ["1 init", "1 rows 4", "1 rows 1"];
+    assert_eq!(without_resolved(shown), expected);
+    assert_eq!(feed.memory(), 0);
+}
+
+#[test]
+fn a_lock_that_is_not_finished_stays_in_memory_and_resolved_ts_goes_on_at_its_start() {
+    let (feed, shown) = play("lock holds the resolved ts");
+    assert_eq!(shown.len(), 6);
+    assert!(feed.memory() > 0);
+    assert_eq!(feed.newest_with_memory(), Some(SubId(1)));
+}
+
+#[test]
+fn two_subscriptions_of_one_region_are_kept_apart() {
+    let (feed, shown) = play("two request ids, one region");
+    assert_eq!(shown[..4], ["1 init", "2 init", "1 resolved", "2 resolved"]);
+    assert_eq!(feed.len(), 2);
+}
+
+#[test]
+fn the_recorded_errors_end_the_subscription_with_their_kind() {
+    for (name, kind) in [
+        ("stale epoch", "1 EpochNotMatch"),
+        ("future epoch", "1 EpochNotMatch"),
+        ("unknown region", "1 RegionNotFound"),
+        ("wrong cluster id", "1 ClusterIdMismatch"),
+        ("deregister", "1 RegionNotFound"),
+    ] {
+        let (requests, answers) = step(name);
+        let mut feed = Feed::new(CLUSTER);
+        let region_id = requests[0].region_id;
+        feed.subscribe(subscription(1, region_id, b"", b""));
+        let mut out = Vec::new();
+        for mut answer in answers {
+            answer.events.iter_mut().for_each(|e| e.request_id = 1);
+            feed.on_message(answer, &mut out);
+        }
+        let shown: Vec<_> = out.iter().map(show).collect();
+        assert_eq!(shown, [kind], "{name}");
+        assert!(feed.is_empty());
+        let CdcEvent::Ended { reason, .. } = &out[0] else {
+            panic!("{name}")
+        };
+        if kind.contains("Epoch") {
+            assert_eq!(reason.regions[0].region_epoch.unwrap().version, 5);
+        }
+        if kind.contains("Cluster") {
+            assert_eq!(reason.class(), Class::Permanent);
+        }
+    }
+}
+
+#[test]
+fn without_initialized_no_resolved_ts_gets_through() {
+    let mut feed = Feed::new(CLUSTER);
+    feed.subscribe(subscription(1, 4, b"", b""));
+    let resolved = parse(
+        "cdcpb.ChangeDataEvent",
+        "resolved_ts { regions: 4 ts: 9 request_id: 1 }",
+    );
+    let mut out = Vec::new();
+    feed.on_message(resolved, &mut out);
+    assert!(out.is_empty());
+}
+
+#[test]
+fn a_region_that_registers_again_takes_a_new_request_id_and_late_events_are_dropped() {
+    let mut feed = Feed::new(CLUSTER);
+    let ids = |feed: &mut Feed, sub, region| {
+        feed.subscribe(subscription(sub, region, b"", b""));
+        feed.next_request().unwrap().request_id
+    };
+    assert_eq!(ids(&mut feed, 1, 4), 1);
+    assert_eq!(
+        ids(&mut feed, 2, 6),
+        1,
+        "regions that never failed share an id"
+    );
+    let mut out = Vec::new();
+    let error = "events { region_id: 4 request_id: 1 error { region_not_found { region_id: 4 } } }";
+    feed.on_message(parse("cdcpb.ChangeDataEvent", error), &mut out);
+    assert_eq!(ids(&mut feed, 3, 4), 2);
+    let late = "events { region_id: 4 request_id: 1 entries { entries { type: INITIALIZED } } }";
+    feed.on_message(parse("cdcpb.ChangeDataEvent", late), &mut out);
+    assert_eq!(out.len(), 1, "only the end of the first");
+    let fresh = "events { region_id: 4 request_id: 2 entries { entries { type: INITIALIZED } } }";
+    feed.on_message(parse("cdcpb.ChangeDataEvent", fresh), &mut out);
+    assert_eq!(show(&out[1]), "3 init");
+}
+
+#[test]
+fn a_duplicate_answer_or_rows_that_do_not_fit_end_the_subscription_on_both_sides() {
+    for event in [
+        "events { region_id: 4 request_id: 1 error { duplicate_request { region_id: 4 } } }",
+        "events { region_id: 4 request_id: 1 entries {
+            entries { type: INITIALIZED }
+            entries { type: COMMIT op_type: PUT key: 'k' start_ts: 1 commit_ts: 2 } } }",
+    ] {
+        let mut feed = Feed::new(CLUSTER);
+        feed.subscribe(subscription(1, 4, b"", b""));
+        feed.next_request().unwrap();
+        let mut out = Vec::new();
+        feed.on_message(parse("cdcpb.ChangeDataEvent", event), &mut out);
+        assert!(matches!(out[..], [CdcEvent::Ended { .. }]), "{out:?}");
+        let sent = feed.next_request().unwrap();
+        assert_eq!((sent.region_id, sent.request_id), (4, 1));
+        assert!(matches!(sent.request, Some(Request::Deregister(_))));
+        assert!(feed.is_empty() && feed.memory() == 0);
+    }
+}
+
+#[test]
+fn both_bounds_are_sent_or_none() {
+    let key = |raw: &[u8]| EncodedKey::encode(raw).into_bytes();
+    let region = EncodedRange::new(key(b"b"), key(b"y"));
+    let all = [EncodedRange::ALL];
+    assert_eq!(register_bounds(&region, &all), (key(b"b"), key(b"y")));
+    let two = [
+        EncodedRange::new(key(b"m"), key(b"n")),
+        EncodedRange::new(key(b"t"), key(b"u")),
+    ];
+    assert_eq!(register_bounds(&region, &two), (key(b"m"), key(b"u")));
+    let none = (Bytes::new(), Bytes::new());
+    let last = EncodedRange::new(key(b"b"), Bytes::new());
+    assert_eq!(register_bounds(&last, &all), none);
+    let odd = EncodedRange::new(key(b"b"), Bytes::from_static(b"raw"));
+    assert_eq!(register_bounds(&odd, &all), none);
+}
+
+#[test]
+fn a_broken_stream_ends_all_and_the_next_one_starts_clean() {
+    let mut feed = Feed::new(CLUSTER);
+    feed.subscribe(subscription(1, 4, b"", b""));
+    feed.subscribe(subscription(2, 6, b"", b""));
+    assert_eq!(feed.disconnect(), [SubId(1), SubId(2)]);
+    assert!(feed.is_empty() && !feed.has_request());
+    assert!(feed.subscribe(subscription(3, 4, b"", b"")));
+    assert!(
+        !feed.subscribe(subscription(3, 6, b"", b"")),
+        "the id lives"
+    );
+}
