@@ -222,3 +222,120 @@ impl fmt::Debug for VersionedKey {
         write!(f, "VersionedKey({})", hex::encode_upper(&self.0))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn encoded(raw: &[u8]) -> String {
+        hex::encode(EncodedKey::encode(raw).as_bytes())
+    }
+
+    #[test]
+    fn keys_encode_to_the_specified_bytes() {
+        assert_eq!(encoded(b""), "0000000000000000f7");
+        assert_eq!(encoded(b"a"), "6100000000000000f8");
+        assert_eq!(encoded(b"12345678"), "3132333435363738ff0000000000000000f7");
+        assert_eq!(
+            encoded(b"123456789"),
+            "3132333435363738ff3900000000000000f8"
+        );
+        let raw = hex::decode("766f6cfd41010000000000000049").unwrap();
+        let key = EncodedKey::encode(&raw);
+        let base = "766f6cfd41010000ff0000000000490000fd";
+        assert_eq!(hex::encode(key.as_bytes()), base);
+        for (ts, suffix) in [
+            (446_850_000_000_000_005, "f9cc784ae21ddffa"),
+            (446_850_000_000_000_001, "f9cc784ae21ddffe"),
+        ] {
+            let versioned = key.at(Ts::new(ts));
+            assert_eq!(hex::encode(versioned.as_bytes()), format!("{base}{suffix}"));
+            assert_eq!(versioned.decode().unwrap(), (raw.clone(), Ts::new(ts)));
+        }
+        assert_eq!(data_key(b"k"), b"zk");
+    }
+
+    #[test]
+    fn damaged_encodings_are_refused_where_they_are_damaged() {
+        let refused = |text: &str| {
+            EncodedKey::from_encoded(hex::decode(text).unwrap())
+                .decode()
+                .unwrap_err()
+        };
+        let bad = |reason, offset| KeyError::BadEncoding { reason, offset };
+        assert_eq!(refused(""), bad("ends inside a group", 0));
+        assert_eq!(refused("6100000000000000"), bad("ends inside a group", 0));
+        assert_eq!(refused("3132333435363738ff"), bad("ends inside a group", 9));
+        assert_eq!(refused("6100000000000000f6"), bad("bad marker", 8));
+        assert_eq!(refused("6100000001000000f8"), bad("padding is not zero", 8));
+        assert_eq!(
+            refused("6100000000000000f800"),
+            bad("bytes after the key", 9)
+        );
+        assert_eq!(
+            VersionedKey::from_bytes(&b"1234567"[..]),
+            Err(KeyError::TooShort { len: 7 })
+        );
+    }
+
+    /// Keys that share prefixes and contain the bytes that the encoding uses itself.
+    fn any_key() -> impl Strategy<Value = Vec<u8>> {
+        proptest::collection::vec(
+            prop_oneof![
+                Just(0u8),
+                Just(1),
+                Just(0xF7),
+                Just(0xFE),
+                Just(0xFF),
+                any::<u8>()
+            ],
+            0..20,
+        )
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(256))]
+
+        #[test]
+        fn any_key_survives_a_round_trip_with_whatever_follows(raw in any_key(), tail: [u8; 8]) {
+            let mut bytes = Vec::new();
+            append_encoded(&raw, &mut bytes);
+            prop_assert_eq!(bytes.len(), encoded_len(raw.len()));
+            let used = bytes.len();
+            bytes.extend(tail);
+            prop_assert_eq!(decode_prefix(&bytes).unwrap(), (raw, used));
+        }
+
+        #[test]
+        fn encoded_keys_sort_as_the_keys_and_newer_versions_before_older(
+            a in any_key(), b in any_key(), ts_a: u64, ts_b: u64,
+        ) {
+            let (key_a, key_b) = (EncodedKey::encode(&a), EncodedKey::encode(&b));
+            prop_assert_eq!(key_a.cmp(&key_b), a.cmp(&b));
+            let (at_a, at_b) = (key_a.at(Ts::new(ts_a)), key_b.at(Ts::new(ts_b)));
+            prop_assert_eq!(at_a.cmp(&at_b), a.cmp(&b).then(ts_b.cmp(&ts_a)));
+            let same = key_a.at(Ts::new(ts_b));
+            prop_assert_eq!(at_a.cmp(&same), ts_b.cmp(&ts_a));
+        }
+
+        #[test]
+        fn bytes_that_decode_are_the_encoding_of_what_they_decode_to(
+            bytes in any::<Vec<u8>>(), marker in 0xF0u8..,
+        ) {
+            let mut near = bytes.clone();
+            near.resize(8, 0);
+            near.push(marker);
+            for candidate in [bytes, near] {
+                if let Ok((raw, used)) = decode_prefix(&candidate) {
+                    let again = EncodedKey::encode(&raw);
+                    prop_assert_eq!(again.as_bytes(), &candidate[..used]);
+                }
+                if let Ok(key) = VersionedKey::from_bytes(candidate) {
+                    let _ = key.decode();
+                }
+            }
+        }
+    }
+}

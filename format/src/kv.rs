@@ -67,3 +67,18 @@ impl KvRecord {
         self.key.len() + self.value.len()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn column_family_names_read_back_and_others_are_refused() {
+        for cf in [Cf::Default, Cf::Write] {
+            assert_eq!(Cf::parse(cf.as_str()), Some(cf));
+        }
+        for other in ["", "lock", "raft", "Write"] {
+            assert_eq!(Cf::parse(other), None);
+        }
+    }
+}

@@ -62,3 +62,55 @@ impl fmt::Debug for EncodedRange {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn range(start: &'static str, end: &'static str) -> EncodedRange {
+        EncodedRange::new(start, end)
+    }
+
+    #[test]
+    fn the_start_is_inside_the_end_is_not_and_an_empty_end_is_no_bound() {
+        let r = range("b", "d");
+        let inside = |key: &str| r.contains(key.as_bytes());
+        assert!(inside("b") && inside("c") && inside("czzz"));
+        assert!(!inside("a") && !inside("d"));
+        assert!(range("b", "").contains(b"zzz") && EncodedRange::ALL.contains(b""));
+        assert!(range("b", "b").is_empty() && range("c", "b").is_empty());
+        assert!(!range("b", "").is_empty() && !EncodedRange::ALL.is_empty());
+    }
+
+    #[test]
+    fn touching_ranges_share_nothing() {
+        assert_eq!(range("a", "b").intersect(&range("b", "c")), None);
+        assert_eq!(
+            range("a", "c").intersect(&range("b", "")),
+            Some(range("b", "c"))
+        );
+        assert_eq!(
+            EncodedRange::ALL.intersect(&range("a", "b")),
+            Some(range("a", "b"))
+        );
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(256))]
+
+        #[test]
+        fn a_key_is_in_the_intersection_exactly_if_it_is_in_both(
+            bounds in proptest::array::uniform4(proptest::collection::vec(0..4u8, 0..3)),
+            key in proptest::collection::vec(0..4u8, 0..4),
+        ) {
+            let [a, b, c, d] = bounds;
+            let (left, right) = (EncodedRange::new(a, b), EncodedRange::new(c, d));
+            let both = left.contains(&key) && right.contains(&key);
+            let shared = left.intersect(&right);
+            prop_assert_eq!(shared.clone().is_some_and(|r| r.contains(&key)), both);
+            prop_assert_eq!(shared, right.intersect(&left));
+        }
+    }
+}
