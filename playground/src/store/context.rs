@@ -134,7 +134,7 @@ mod tests {
         RegionEpoch { conf_ver, version }
     }
 
-    fn ask(region_id: u64, peer: (u64, u64), asked: RegionEpoch) -> Result<u64, errorpb::Error> {
+    fn ask(region_id: u64, peer: (u64, u64), asked: RegionEpoch) -> Result<u64, RegionError> {
         let context = Context {
             region_id,
             region_epoch: Some(asked),
@@ -145,9 +145,7 @@ mod tests {
             }),
             ..Default::default()
         };
-        check_context(&map(), 1, Some(&context))
-            .map(|r| r.id)
-            .map_err(|e| *e)
+        check_context(&map(), 1, Some(&context)).map(|r| r.id)
     }
 
     #[test]

@@ -76,7 +76,7 @@ impl Cursor<'_> {
     }
 
     /// Moves one key up. Only after a move that found something.
-    pub fn next(&mut self) -> Result<bool, EngineError> {
+    pub fn advance(&mut self) -> Result<bool, EngineError> {
         self.inner.next();
         self.settled()
     }

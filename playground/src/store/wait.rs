@@ -6,6 +6,7 @@
 //! a transaction waits for at most a handful of keys, so following the edges is cheap.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -33,10 +34,10 @@ pub(super) struct WaitTable {
 struct Inner {
     next_id: u64,
     /// By encoded key, then by order of arrival.
-    by_key: BTreeMap<Bytes, BTreeMap<u64, Entry>>,
+    by_key: BTreeMap<Bytes, BTreeMap<u64, Waiter>>,
 }
 
-struct Entry {
+struct Waiter {
     wait: Wait,
     wake: oneshot::Sender<()>,
 }
@@ -63,7 +64,7 @@ impl WaitTable {
             .by_key
             .entry(encoded.clone())
             .or_default()
-            .insert(id, Entry { wait, wake });
+            .insert(id, Waiter { wait, wake });
         Ok(Ticket { encoded, id, woken })
     }
 
@@ -119,8 +120,8 @@ impl Inner {
             }
             let entries = self.by_key.values().flat_map(|e| e.values());
             for wait in entries.map(|e| &e.wait).filter(|w| w.waiter == at) {
-                if !reached.contains_key(&wait.holder) {
-                    reached.insert(wait.holder, Some(wait.clone()));
+                if let Entry::Vacant(place) = reached.entry(wait.holder) {
+                    place.insert(Some(wait.clone()));
                     todo.push(wait.holder);
                 }
             }
