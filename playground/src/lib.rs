@@ -1,7 +1,16 @@
 //! One process that is a PD and a TiKV store, for demos and tests; never for production: one
 //! node, no raft, no replication.
 
+mod assembly;
+pub mod cdc;
 mod durable;
 pub mod etcd;
+mod node;
+#[cfg(test)]
+mod node_tests;
 pub mod pd;
+mod status;
 pub mod store;
+
+pub use assembly::STORE_VERSION;
+pub use node::{MIN_RESOLVED_TS_INTERVAL, Playground, PlaygroundConfig, StartError};

@@ -1,3 +1,26 @@
 //! The store: transactional data on RocksDB, its regions, and the services on top.
+//!
+//! | part | role |
+//! |---|---|
+//! | [`kernel`] | [`Store`]: engine, write lock, `max_ts`, regions, observers |
+//! | [`snapshot`] | a point in time of the column families |
+//! | [`region`], [`context`] | the partition of the key space and the check in front of commands |
+//! | [`lock`] | the value of the lock column family |
+//! | [`change`] | what observers of writes are told |
 
 pub mod change;
+pub mod context;
+#[cfg(test)]
+mod fixture;
+pub mod kernel;
+pub mod lock;
+pub mod region;
+pub mod snapshot;
+pub mod split;
+#[allow(dead_code)]
+mod wait;
+
+pub use kernel::{IdAllocator, OpenError, Store, StoreOptions, WriteGuard};
+pub use region::{RegionIds, RegionMap, range_of};
+pub use snapshot::{Cursor, Snapshot};
+pub use split::{SplitError, context_of};

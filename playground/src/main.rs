@@ -1,0 +1,93 @@
+//! `tikv-pitr-playground`: PD and one TiKV store in one process, for demos and tests.
+
+use std::io::Write;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+use pitr_playground::{Playground, PlaygroundConfig};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// A PD and a TiKV store in one process, for demos and tests. One node, no raft, no replication:
+/// never for production.
+#[derive(Debug, Parser)]
+#[command(name = "tikv-pitr-playground", version)]
+struct Arguments {
+    /// Where everything is kept; created if missing.
+    #[arg(long)]
+    data_dir: PathBuf,
+    /// Address of PD and its etcd; port 0 takes a free one.
+    #[arg(long, default_value = "127.0.0.1:2379")]
+    pd_addr: SocketAddr,
+    /// Address of the store; port 0 takes a free one.
+    #[arg(long, default_value = "127.0.0.1:20160")]
+    store_addr: SocketAddr,
+    /// Address of the store's HTTP status; none if left out.
+    #[arg(long)]
+    status_addr: Option<SocketAddr>,
+    /// Cluster id of a new data directory; random if left out.
+    #[arg(long)]
+    cluster_id: Option<u64>,
+    /// Milliseconds between resolved timestamps, 50 or more.
+    #[arg(long, default_value_t = 1000, value_name = "MS")]
+    resolved_ts_interval: u64,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_default_env()
+                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info")),
+        )
+        .init();
+    match run(arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("tikv-pitr-playground: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> Result<(), Box<dyn std::error::Error>> {
+    let waiting = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let playground = Playground::start(PlaygroundConfig {
+        data_dir: arguments.data_dir,
+        pd_addr: arguments.pd_addr,
+        store_addr: arguments.store_addr,
+        status_addr: arguments.status_addr,
+        cluster_id: arguments.cluster_id,
+        resolved_ts_interval: Duration::from_millis(arguments.resolved_ts_interval),
+    })?;
+    let stop = waiting.block_on(async {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        announce(&playground)?;
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        Ok::<(), std::io::Error>(())
+    });
+    playground.shutdown();
+    Ok(stop?)
+}
+
+/// One line of JSON: who reads it knows that the playground serves, and where.
+fn announce(playground: &Playground) -> std::io::Result<()> {
+    let line = serde_json::json!({
+        "pd_addr": playground.pd_addr(),
+        "store_addr": playground.store_addr(),
+        "status_addr": playground.status_addr(),
+        "cluster_id": playground.cluster_id(),
+    });
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{line}")?;
+    out.flush()
+}

@@ -1,0 +1,236 @@
+//! The playground as one process: PD with its etcd on one port, the store on another.
+//!
+//! Everything runs on a runtime of its own inside one thread, because only the end of a runtime
+//! ends every connection: after [`Playground::shutdown`] nothing holds the data directory any
+//! more and it can be opened again, whatever clients still hold.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use pitr_format::Class;
+use tokio::sync::oneshot;
+
+use crate::assembly::Parts;
+use crate::etcd::error::EtcdError;
+use crate::pd::state::StateError;
+use crate::store::OpenError;
+
+/// How long open connections and running scans may take to notice the end.
+const SHUTDOWN_LIMIT: Duration = Duration::from_secs(5);
+const WORKERS: usize = 4;
+
+/// Resolved timestamps cannot come more often.
+pub const MIN_RESOLVED_TS_INTERVAL: Duration = Duration::from_millis(50);
+
+/// What to start.
+#[derive(Clone, Debug)]
+pub struct PlaygroundConfig {
+    /// Everything that is kept.
+    pub data_dir: PathBuf,
+    /// Where PD and etcd listen; port 0 takes a free one.
+    pub pd_addr: SocketAddr,
+    /// Where the store listens; port 0 takes a free one.
+    pub store_addr: SocketAddr,
+    /// Where the store's HTTP status listens, if at all.
+    pub status_addr: Option<SocketAddr>,
+    /// Id of the cluster; random for a new directory, that of the directory for an old one.
+    pub cluster_id: Option<u64>,
+    /// How often resolved timestamps are sent; at least [`MIN_RESOLVED_TS_INTERVAL`].
+    pub resolved_ts_interval: Duration,
+}
+
+impl PlaygroundConfig {
+    /// Free loopback ports, a random cluster id, resolved timestamps every second.
+    pub fn new(data_dir: impl Into<PathBuf>) -> Self {
+        let free = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+        PlaygroundConfig {
+            data_dir: data_dir.into(),
+            pd_addr: free,
+            store_addr: free,
+            status_addr: None,
+            cluster_id: None,
+            resolved_ts_interval: Duration::from_secs(1),
+        }
+    }
+}
+
+/// Why the playground does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// An address cannot be listened on.
+    #[error("{what} cannot listen on {addr}: {source}; is another playground or TiKV running?")]
+    Listen {
+        /// Which service.
+        what: &'static str,
+        /// Where.
+        addr: SocketAddr,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// PD's file.
+    #[error(transparent)]
+    Pd(#[from] StateError),
+    /// etcd's file.
+    #[error(transparent)]
+    Etcd(#[from] EtcdError),
+    /// The store's directory.
+    #[error(transparent)]
+    Store(#[from] OpenError),
+    /// The system gives no thread or directory.
+    #[error("{action}: {source}")]
+    System {
+        /// What was tried.
+        action: String,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// The interval is too short.
+    #[error("resolved-ts interval {0:?} is below {MIN_RESOLVED_TS_INTERVAL:?}")]
+    Interval(Duration),
+}
+
+impl StartError {
+    /// What the caller can do.
+    pub fn class(&self) -> Class {
+        match self {
+            StartError::Listen { .. } | StartError::System { .. } => Class::Retry,
+            StartError::Pd(e) => e.class(),
+            StartError::Etcd(e) => e.class(),
+            StartError::Store(e) => e.class(),
+            StartError::Interval(_) => Class::Permanent,
+        }
+    }
+}
+
+/// A running playground. Dropping it stops it too, without waiting for the end.
+pub struct Playground {
+    pd_addr: SocketAddr,
+    store_addr: SocketAddr,
+    status_addr: Option<SocketAddr>,
+    cluster_id: u64,
+    parts: Arc<Parts>,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// The sockets, bound before anything else so that a conflict leaves the data alone.
+pub(crate) struct Listeners {
+    pub(crate) pd: TcpListener,
+    pub(crate) store: TcpListener,
+    pub(crate) status: Option<TcpListener>,
+}
+
+fn listen(what: &'static str, addr: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
+    let bound = TcpListener::bind(addr).and_then(|listener| {
+        listener.set_nonblocking(true)?;
+        let addr = listener.local_addr()?;
+        Ok((listener, addr))
+    });
+    bound.map_err(|source| StartError::Listen { what, addr, source })
+}
+
+impl Playground {
+    /// Opens the data and serves. May be called inside or outside of a runtime; it blocks while
+    /// the data directory is opened.
+    pub fn start(config: PlaygroundConfig) -> Result<Self, StartError> {
+        if config.resolved_ts_interval < MIN_RESOLVED_TS_INTERVAL {
+            return Err(StartError::Interval(config.resolved_ts_interval));
+        }
+        let (pd, pd_addr) = listen("PD", config.pd_addr)?;
+        let (store, store_addr) = listen("the store", config.store_addr)?;
+        let (status, status_addr) = match config.status_addr {
+            Some(addr) => {
+                let (listener, addr) = listen("the store's status", addr)?;
+                (Some(listener), Some(addr))
+            }
+            None => (None, None),
+        };
+        std::fs::create_dir_all(&config.data_dir).map_err(|source| StartError::System {
+            action: format!("create {}", config.data_dir.display()),
+            source,
+        })?;
+        let parts = Parts::open(&config, pd_addr, store_addr, status_addr)?;
+        let listeners = Listeners { pd, store, status };
+        let (stop, stopped) = oneshot::channel();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(WORKERS)
+            .thread_name("playground")
+            .enable_all()
+            .build()
+            .map_err(|source| StartError::System {
+                action: "start a runtime".to_owned(),
+                source,
+            })?;
+        let serving = parts.clone();
+        let thread = std::thread::Builder::new()
+            .name("playground-main".to_owned())
+            .spawn(move || {
+                let ended = runtime.block_on(async move {
+                    tokio::select! {
+                        ended = serving.serve(listeners) => ended,
+                        // The handle asks to stop, or is gone.
+                        _ = stopped => Ok(()),
+                    }
+                });
+                if let Err(error) = ended {
+                    tracing::error!(%error, "the playground ended by itself");
+                }
+                runtime.shutdown_timeout(SHUTDOWN_LIMIT);
+            })
+            .map_err(|source| StartError::System {
+                action: "start a thread".to_owned(),
+                source,
+            })?;
+        Ok(Playground {
+            pd_addr,
+            store_addr,
+            status_addr,
+            cluster_id: parts.cluster_id(),
+            parts,
+            stop: Some(stop),
+            thread: Some(thread),
+        })
+    }
+
+    /// Where PD and etcd answer.
+    pub fn pd_addr(&self) -> SocketAddr {
+        self.pd_addr
+    }
+
+    /// Where the store answers.
+    pub fn store_addr(&self) -> SocketAddr {
+        self.store_addr
+    }
+
+    /// Where the store's HTTP status answers.
+    pub fn status_addr(&self) -> Option<SocketAddr> {
+        self.status_addr
+    }
+
+    /// Id of the cluster.
+    pub fn cluster_id(&self) -> u64 {
+        self.cluster_id
+    }
+
+    /// The store itself, for tests and demos that look inside or split regions.
+    pub fn store(&self) -> &Arc<crate::store::Store> {
+        self.parts.store()
+    }
+
+    /// A fresh timestamp of PD.
+    pub fn timestamp(&self) -> Result<pitr_format::Ts, StateError> {
+        self.parts.timestamp()
+    }
+
+    /// Ends every connection and closes the data directory. Blocks until that is done.
+    pub fn shutdown(mut self) {
+        self.stop.take();
+        if let Some(thread) = self.thread.take() {
+            // A panic in there was reported by its thread already.
+            let _ = thread.join();
+        }
+    }
+}

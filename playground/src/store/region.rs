@@ -1,0 +1,298 @@
+//! The regions of the store: a gapless partition of the encoded key space.
+//!
+//! Invariants: the first region starts at the empty key, the last ends at the empty key, each
+//! ends where the next begins. A map is immutable once published; a split publishes a new one.
+//! Regions are kept in the lock column family below a prefix that no data key has, so that a
+//! split is one atomic write. Called by the store's kernel, by PD and by the change data service.
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use pitr_format::EncodedRange;
+use pitr_proto::metapb::{Peer, Region, RegionEpoch};
+use prost::Message;
+
+/// Prefix of the keys that hold regions; data keys begin with `z`.
+const META_PREFIX: &[u8] = b"\x01region/";
+
+/// The ids that one new region takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RegionIds {
+    /// Id of the region.
+    pub region: u64,
+    /// Id of its only peer.
+    pub peer: u64,
+}
+
+/// Why a list of regions is not a partition of the key space.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("regions of the store: {0}; the data directory is damaged")]
+pub struct RegionMapError(String);
+
+/// All regions, by start key and by id.
+#[derive(Clone, Debug, Default)]
+pub struct RegionMap {
+    by_start: BTreeMap<Bytes, Arc<Region>>,
+    by_id: BTreeMap<u64, Bytes>,
+}
+
+impl RegionMap {
+    /// Takes regions that cover everything exactly once.
+    pub fn new(regions: impl IntoIterator<Item = Region>) -> Result<Self, RegionMapError> {
+        let mut map = RegionMap::default();
+        for region in regions {
+            map.by_id.insert(region.id, region.start_key.clone());
+            map.by_start
+                .insert(region.start_key.clone(), Arc::new(region));
+        }
+        if map.by_id.len() != map.by_start.len() {
+            return Err(RegionMapError("an id or a start key occurs twice".into()));
+        }
+        let mut expected = Some(Bytes::new());
+        for region in map.by_start.values() {
+            if expected.as_ref() != Some(&region.start_key) {
+                return Err(RegionMapError(format!(
+                    "region {} does not start where the one before it ends",
+                    region.id
+                )));
+            }
+            expected = Some(region.end_key.clone()).filter(|end| !end.is_empty());
+        }
+        match expected {
+            None => Ok(map),
+            Some(_) => Err(RegionMapError("the last region has an end".into())),
+        }
+    }
+
+    /// Region that holds an encoded key (with or without ts).
+    pub fn find(&self, key: &[u8]) -> Option<&Arc<Region>> {
+        self.by_start
+            .range::<[u8], _>((Bound::Unbounded, Bound::Included(key)))
+            .next_back()
+            .map(|(_, region)| region)
+    }
+
+    /// Region by id.
+    pub fn get(&self, id: u64) -> Option<&Arc<Region>> {
+        self.by_start.get(self.by_id.get(&id)?)
+    }
+
+    /// The region that ends where `region` starts.
+    pub fn before(&self, region: &Region) -> Option<&Arc<Region>> {
+        self.by_start
+            .range::<Bytes, _>(..&region.start_key)
+            .next_back()
+            .map(|(_, region)| region)
+    }
+
+    /// All regions in key order.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Region>> {
+        self.by_start.values()
+    }
+
+    /// The regions that share keys with a range, in key order.
+    pub fn overlapping(&self, range: &EncodedRange) -> impl Iterator<Item = &Arc<Region>> {
+        let first = self.find(&range.start).map(|r| r.start_key.clone());
+        self.by_start
+            .range(first.unwrap_or_default()..)
+            .map(|(_, region)| region)
+            .take_while(move |r| range.end.is_empty() || r.start_key < range.end)
+    }
+
+    /// The same map with one region replaced by the parts it was split into.
+    pub(crate) fn with_split(&self, parts: &[Region]) -> Self {
+        let mut map = self.clone();
+        for part in parts {
+            map.by_id.insert(part.id, part.start_key.clone());
+            map.by_start
+                .insert(part.start_key.clone(), Arc::new(part.clone()));
+        }
+        map
+    }
+}
+
+/// The encoded range of a region.
+pub fn range_of(region: &Region) -> EncodedRange {
+    EncodedRange::new(region.start_key.clone(), region.end_key.clone())
+}
+
+/// The only region of a new store.
+pub(crate) fn first_region(ids: RegionIds, store_id: u64) -> Region {
+    Region {
+        id: ids.region,
+        region_epoch: Some(RegionEpoch {
+            conf_ver: 1,
+            version: 1,
+        }),
+        peers: vec![peer(ids.peer, store_id)],
+        ..Default::default()
+    }
+}
+
+/// Cuts a region at sorted encoded keys that lie strictly inside it. The last part keeps the id
+/// (TiKV's default, `right-derive-when-split`), the others take `ids`, one each in key order; all
+/// parts carry the version raised by the number of new regions.
+/// Source: tikv/tikv `components/raftstore/src/store/fsm/apply.rs`, `exec_batch_split`.
+pub(crate) fn cut(
+    region: &Region,
+    keys: &[Bytes],
+    ids: &[RegionIds],
+    store_id: u64,
+) -> Vec<Region> {
+    let epoch = region.region_epoch.unwrap_or_default();
+    let region_epoch = Some(RegionEpoch {
+        conf_ver: epoch.conf_ver,
+        version: epoch.version + keys.len() as u64,
+    });
+    let mut start_key = region.start_key.clone();
+    let mut parts = Vec::with_capacity(keys.len() + 1);
+    for (key, ids) in keys.iter().zip(ids) {
+        parts.push(Region {
+            id: ids.region,
+            start_key: std::mem::replace(&mut start_key, key.clone()),
+            end_key: key.clone(),
+            region_epoch,
+            peers: vec![peer(ids.peer, store_id)],
+            ..Default::default()
+        });
+    }
+    parts.push(Region {
+        start_key,
+        region_epoch,
+        ..region.clone()
+    });
+    parts
+}
+
+fn peer(id: u64, store_id: u64) -> Peer {
+    Peer {
+        id,
+        store_id,
+        ..Default::default()
+    }
+}
+
+/// Key under which a region is kept, in the lock column family, outside the data keys.
+pub(crate) fn meta_key(region_id: u64) -> Vec<u8> {
+    let mut key = META_PREFIX.to_vec();
+    key.extend_from_slice(&region_id.to_be_bytes());
+    key
+}
+
+/// Bounds of all keys made by [`meta_key`].
+pub(crate) fn meta_range() -> (Vec<u8>, Vec<u8>) {
+    let mut end = META_PREFIX.to_vec();
+    end.push(u8::MAX);
+    end.resize(META_PREFIX.len() + 9, u8::MAX);
+    (META_PREFIX.to_vec(), end)
+}
+
+/// Reads a kept region.
+pub(crate) fn decode_region(value: &[u8]) -> Result<Region, RegionMapError> {
+    Region::decode(value).map_err(|e| RegionMapError(format!("a record does not decode: {e}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn region(id: u64, start: &'static str, end: &'static str) -> Region {
+        Region {
+            id,
+            start_key: start.into(),
+            end_key: end.into(),
+            region_epoch: Some(RegionEpoch {
+                conf_ver: 1,
+                version: 4,
+            }),
+            ..Default::default()
+        }
+    }
+
+    fn three() -> RegionMap {
+        RegionMap::new([region(7, "", "b"), region(8, "b", "d"), region(2, "d", "")]).unwrap()
+    }
+
+    #[test]
+    fn a_key_belongs_to_the_region_whose_start_is_at_or_below_it() {
+        let map = three();
+        let id = |key: &str| map.find(key.as_bytes()).unwrap().id;
+        assert_eq!(
+            [id(""), id("a"), id("b"), id("c"), id("d"), id("zz")],
+            [7, 7, 8, 8, 2, 2]
+        );
+        assert_eq!(map.get(8).unwrap().start_key, "b");
+        assert!(map.get(9).is_none());
+        assert_eq!(map.before(map.get(2).unwrap()).unwrap().id, 8);
+        assert!(map.before(map.get(7).unwrap()).is_none());
+    }
+
+    #[test]
+    fn a_range_overlaps_the_regions_that_share_keys_with_it() {
+        let map = three();
+        let ids = |start: &'static str, end: &'static str| -> Vec<u64> {
+            map.overlapping(&EncodedRange::new(start, end))
+                .map(|r| r.id)
+                .collect()
+        };
+        assert_eq!(ids("", ""), [7, 8, 2]);
+        assert_eq!(ids("a", "b"), [7]);
+        assert_eq!(ids("b", "c"), [8]);
+        assert_eq!(ids("c", "dd"), [8, 2]);
+    }
+
+    #[test]
+    fn regions_with_a_gap_or_an_overlap_are_refused() {
+        for regions in [
+            vec![],
+            vec![region(1, "a", "")],
+            vec![region(1, "", "a")],
+            vec![region(1, "", "a"), region(2, "b", "")],
+            vec![region(1, "", "b"), region(2, "a", "")],
+            vec![region(1, "", "b"), region(1, "b", "")],
+            vec![region(1, "", ""), region(2, "b", "")],
+        ] {
+            assert!(RegionMap::new(regions.clone()).is_err(), "{regions:?}");
+        }
+    }
+
+    #[test]
+    fn a_cut_region_leaves_its_id_to_the_last_part_and_raises_every_version() {
+        let ids = [
+            RegionIds {
+                region: 20,
+                peer: 21,
+            },
+            RegionIds {
+                region: 22,
+                peer: 23,
+            },
+        ];
+        let parts = cut(&region(8, "b", "d"), &["c".into(), "cc".into()], &ids, 1);
+        let shape: Vec<_> = parts
+            .iter()
+            .map(|r| {
+                (
+                    r.id,
+                    r.start_key.clone(),
+                    r.end_key.clone(),
+                    r.region_epoch.unwrap().version,
+                )
+            })
+            .collect();
+        assert_eq!(
+            shape,
+            [
+                (20, "b".into(), "c".into(), 6),
+                (22, "c".into(), "cc".into(), 6),
+                (8, "cc".into(), "d".into(), 6)
+            ]
+        );
+        let map = three().with_split(&parts);
+        let all: Vec<Region> = map.iter().map(|r| Region::clone(r)).collect();
+        assert_eq!(RegionMap::new(all).unwrap().find(b"cb").unwrap().id, 22);
+        assert_eq!(map.get(8).unwrap().start_key, "cc");
+    }
+}

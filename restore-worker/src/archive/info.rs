@@ -1,0 +1,140 @@
+//! What an archive says about itself, apart from its metas.
+
+use pitr_format::Ts;
+use pitr_format::backup_meta::{self, BackupMetaError, LogBackupMeta};
+use pitr_format::start_probe::StartProbe;
+use pitr_format::{checkpoint_ts, object_name, start_probe, truncate_safepoint};
+use pitr_storage::{Storage, StorageError};
+
+use super::ArchiveError;
+use crate::damage::Damage;
+
+/// Facts about the archive as a whole.
+#[derive(Clone, Debug)]
+pub struct ArchiveInfo {
+    /// Where it lies.
+    pub uri: String,
+    /// `backupmeta`, unless it is missing.
+    pub backup_meta: Option<LogBackupMeta>,
+    /// Content of the truncate safepoint's object; zero if there is none.
+    pub truncate_safepoint: Ts,
+    /// Largest global checkpoint.
+    pub log_max: Option<Ts>,
+    /// What the first `log start` found in the ranges, if it looked.
+    pub start_probe: Option<StartProbe>,
+    /// Objects beside the checkpoints that are not 8 bytes long.
+    pub bad_checkpoints: Vec<String>,
+}
+
+impl ArchiveInfo {
+    /// The earliest start of a restore: the later of the log's start and the truncate safepoint.
+    pub fn log_min(&self) -> Ts {
+        let start = self.backup_meta.as_ref().map_or(Ts::ZERO, |m| m.start_ts);
+        start.max(self.truncate_safepoint)
+    }
+
+    /// Whether the ranges were empty when the log began, so that the log alone is everything.
+    pub fn proven_empty(&self) -> bool {
+        self.start_probe.as_ref().is_some_and(|probe| probe.empty)
+    }
+
+    /// What a restore would miss.
+    pub fn warnings(&self) -> Vec<String> {
+        let mut out = Vec::new();
+        if self.backup_meta.is_none() {
+            out.push(
+                "no `backupmeta`: the start of the log and its cluster are unknown".to_owned(),
+            );
+        }
+        if self.log_max.is_none() {
+            out.push(
+                "no `.ts` object: nothing says up to which time the log is complete".to_owned(),
+            );
+        }
+        let ignored = |path: &String| format!("{path} is not a checkpoint of 8 bytes; ignored");
+        out.extend(self.bad_checkpoints.iter().map(ignored));
+        out
+    }
+}
+
+pub(super) async fn read(storage: &dyn Storage) -> Result<ArchiveInfo, ArchiveError> {
+    let (log_max, bad_checkpoints) = read_checkpoints(storage).await?;
+    Ok(ArchiveInfo {
+        uri: storage.uri(),
+        backup_meta: read_backup_meta(storage).await?,
+        truncate_safepoint: read_safepoint(storage).await?,
+        log_max,
+        start_probe: read_start_probe(storage).await?,
+        bad_checkpoints,
+    })
+}
+
+/// The object, or `None` when it does not exist.
+async fn optional(storage: &dyn Storage, path: &str) -> Result<Option<bytes::Bytes>, StorageError> {
+    match storage.get(path).await {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(e) if e.is_not_found() => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+async fn read_backup_meta(storage: &dyn Storage) -> Result<Option<LogBackupMeta>, ArchiveError> {
+    let path = object_name::BACKUP_META;
+    let Some(bytes) = optional(storage, path).await? else {
+        return Ok(None);
+    };
+    match backup_meta::decode(&bytes) {
+        Ok(meta) => Ok(Some(meta)),
+        Err(error @ BackupMetaError::Snapshot { .. }) => Err(ArchiveError::NotALog {
+            uri: storage.uri(),
+            error,
+        }),
+        Err(error) => Err(Damage::new(path, error).into()),
+    }
+}
+
+async fn read_checkpoints(
+    storage: &dyn Storage,
+) -> Result<(Option<Ts>, Vec<String>), StorageError> {
+    let (mut max, mut bad) = (None, Vec::new());
+    for object in storage.list(object_name::CHECKPOINT_DIR).await? {
+        if !object.path.ends_with(object_name::CHECKPOINT_SUFFIX) {
+            continue;
+        }
+        // Its writer may replace or remove it meanwhile.
+        let Some(bytes) = optional(storage, &object.path).await? else {
+            continue;
+        };
+        match checkpoint_ts::decode(&bytes) {
+            Ok(ts) => max = max.max(Some(ts)),
+            Err(_) => bad.push(object.path),
+        }
+    }
+    Ok((max, bad))
+}
+
+async fn read_safepoint(storage: &dyn Storage) -> Result<Ts, ArchiveError> {
+    let mut max = Ts::ZERO;
+    let spellings = [
+        object_name::TRUNCATE_SAFEPOINT,
+        object_name::TRUNCATE_SAFEPOINT_AS_DOCUMENTED,
+    ];
+    for path in spellings {
+        let Some(bytes) = optional(storage, path).await? else {
+            continue;
+        };
+        let safepoint = truncate_safepoint::decode(&bytes).map_err(|e| Damage::new(path, e))?;
+        max = max.max(safepoint);
+    }
+    Ok(max)
+}
+
+async fn read_start_probe(storage: &dyn Storage) -> Result<Option<StartProbe>, ArchiveError> {
+    let path = object_name::START_PROBE;
+    let Some(bytes) = optional(storage, path).await? else {
+        return Ok(None);
+    };
+    Ok(Some(
+        start_probe::decode(&bytes).map_err(|e| Damage::new(path, e))?,
+    ))
+}

@@ -1,0 +1,338 @@
+//! Sorted records to SST files per target region: the join of values with the write records that
+//! refer to them, and the cut at region bounds and at size limits.
+//!
+//! Both column families are walked together, user key by user key, so that a [`Batch`] holds
+//! everything of its keys and can be ingested alone: its values first, then its write records.
+//! A batch remembers where it began, so that it can be cut again for other regions.
+
+use std::path::{Path, PathBuf};
+
+use pitr_format::digest::RecordDigest;
+use pitr_format::key::{TS_LEN, decode_prefix, split_versioned};
+use pitr_format::{Cf, Class, EncodedRange};
+
+use crate::merge::{Entry, MergeStream, Position, SortError, Sorted, Tag};
+use crate::regions::RegionTable;
+use crate::sst::{SstError, SstFactory, SstFile, SstWriter};
+use crate::target::TargetRegion;
+
+/// Why records cannot become SST files.
+#[derive(Debug, thiserror::Error)]
+pub enum CutError {
+    /// A kept write record refers to a value that the archive does not hold.
+    #[error(
+        "damaged archive: key {user_key}: the value written at {start_ts} is missing although a \
+         write record refers to it; run `verify data` on the archive"
+    )]
+    MissingValue {
+        /// User key, hex.
+        user_key: String,
+        /// Start ts of the transaction.
+        start_ts: u64,
+    },
+    /// The archive holds two different records of one versioned key.
+    #[error(
+        "damaged archive: key {user_key} at {ts} has two different {cf} records; the archive mixes \
+         the logs of different clusters or was changed"
+    )]
+    Conflict {
+        /// Column family.
+        cf: Cf,
+        /// User key, hex.
+        user_key: String,
+        /// Commit ts or start ts.
+        ts: u64,
+    },
+    /// The target's regions do not cover a key.
+    #[error("no region of the target covers key {key}")]
+    NoRegion {
+        /// Encoded key, hex.
+        key: String,
+    },
+    /// Temporary directory.
+    #[error(transparent)]
+    Sort(#[from] SortError),
+    /// SST writer.
+    #[error(transparent)]
+    Sst(#[from] SstError),
+}
+
+impl CutError {
+    /// What to do about it.
+    pub fn class(&self) -> Class {
+        match self {
+            CutError::NoRegion { .. } => Class::Refresh,
+            CutError::Sort(e) => e.class(),
+            CutError::Sst(e) => e.class(),
+            CutError::MissingValue { .. } | CutError::Conflict { .. } => Class::Permanent,
+        }
+    }
+}
+
+/// Sorted records of a restore.
+pub struct SortedRecords {
+    /// Values and references to them.
+    pub default: Sorted,
+    /// Write records.
+    pub write: Sorted,
+}
+
+/// Where and how large files are.
+#[derive(Clone)]
+pub struct CutOptions {
+    /// Directory of the files.
+    pub dir: PathBuf,
+    /// Bytes of keys and values after which a file ends.
+    pub sst_bytes: u64,
+    /// Bytes of keys and values of both column families after which a batch ends; a single user
+    /// key is never divided between batches.
+    pub batch_bytes: u64,
+}
+
+/// What passed the cutter.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CutTally {
+    /// Records written to files.
+    pub records: u64,
+    /// Values that no kept write record refers to.
+    pub unreferenced: u64,
+    /// Digest of the records written.
+    pub digest: RecordDigest,
+}
+
+/// Files of one region, and from where they can be cut again.
+#[derive(Debug)]
+pub struct Batch {
+    /// The region whose bounds the files keep.
+    pub region: TargetRegion,
+    /// Files of `default` before files of `write`.
+    pub ssts: Vec<SstFile>,
+    /// First encoded key.
+    pub first: Vec<u8>,
+    /// Last encoded key.
+    pub last: Vec<u8>,
+    start: (Position, Position),
+}
+
+impl Batch {
+    /// The encoded keys of the batch.
+    pub fn range(&self) -> EncodedRange {
+        let mut end = self.last.clone();
+        end.push(0);
+        EncodedRange::new(self.first.clone(), end)
+    }
+}
+
+/// Walks the sorted records once.
+pub struct Cutter<'a> {
+    default: MergeStream<'a>,
+    write: MergeStream<'a>,
+    factory: &'a dyn SstFactory,
+    options: CutOptions,
+    last_key: Option<Vec<u8>>,
+    tally: CutTally,
+}
+
+impl<'a> Cutter<'a> {
+    /// From the first record to the last.
+    pub fn new(
+        records: &'a SortedRecords,
+        factory: &'a dyn SstFactory,
+        options: CutOptions,
+    ) -> Result<Self, CutError> {
+        Ok(Cutter {
+            default: records.default.stream()?,
+            write: records.write.stream()?,
+            factory,
+            options,
+            last_key: None,
+            tally: CutTally::default(),
+        })
+    }
+
+    /// The keys of `batch` again.
+    pub fn again(
+        records: &'a SortedRecords,
+        factory: &'a dyn SstFactory,
+        options: CutOptions,
+        batch: &Batch,
+    ) -> Result<Self, CutError> {
+        Ok(Cutter {
+            default: records.default.stream_from(&batch.start.0)?,
+            write: records.write.stream_from(&batch.start.1)?,
+            factory,
+            options,
+            last_key: Some(batch.last.clone()),
+            tally: CutTally::default(),
+        })
+    }
+
+    /// The next batch, or `None` at the end.
+    pub fn next_batch(&mut self, regions: &RegionTable) -> Result<Option<Batch>, CutError> {
+        let options = self.options.clone();
+        while let Some(first) = self.next_key() {
+            let Some(region) = regions.find(&first) else {
+                return Err(CutError::NoRegion {
+                    key: hex::encode_upper(first),
+                });
+            };
+            let start = (self.default.position(), self.write.position());
+            let region = region.clone();
+            let mut files = Files::new(self.factory, &options);
+            let mut last = Vec::new();
+            let mut next = Some(first.clone());
+            while let Some(key) = next {
+                if !region.range.contains(&key) || files.raw_bytes >= options.batch_bytes {
+                    break;
+                }
+                self.take_values(&key, &mut files)?;
+                self.take_writes(&key, &mut files)?;
+                last = key;
+                next = self.next_key();
+            }
+            let ssts = files.finish()?;
+            if !ssts.is_empty() {
+                return Ok(Some(Batch {
+                    region,
+                    ssts,
+                    first,
+                    last,
+                    start,
+                }));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Counts so far, and the duplicates that the two streams met: values, write records.
+    pub fn tally(&self) -> (CutTally, u64) {
+        let duplicates = self.default.duplicates().values + self.write.duplicates().values;
+        (self.tally, duplicates)
+    }
+
+    /// The smallest encoded key that either stream has next, unless it is behind the last wanted.
+    fn next_key(&self) -> Option<Vec<u8>> {
+        let key = [&self.default, &self.write]
+            .into_iter()
+            .filter_map(|s| s.peek().map(|e| encoded(&e.key)))
+            .min();
+        let wanted = |key: &&[u8]| self.last_key.as_deref().is_none_or(|last| *key <= last);
+        key.filter(wanted).map(<[u8]>::to_vec)
+    }
+
+    /// Values of one user key that a write record refers to.
+    fn take_values(&mut self, key: &[u8], files: &mut Files<'_>) -> Result<(), CutError> {
+        while let Some(entry) = next_of(&mut self.default, key)? {
+            if entry.tag == Tag::Value {
+                self.tally.unreferenced += 1;
+                continue;
+            }
+            let same_key = |e: &Entry| e.key == entry.key;
+            let Some(value) = next_if(&mut self.default, same_key)? else {
+                let (user_key, start_ts) = shown(&entry.key);
+                return Err(CutError::MissingValue { user_key, start_ts });
+            };
+            if self.default.peek().is_some_and(same_key) {
+                return Err(conflict(Cf::Default, &entry.key));
+            }
+            self.put(Cf::Default, &value, files)?;
+        }
+        Ok(())
+    }
+
+    fn take_writes(&mut self, key: &[u8], files: &mut Files<'_>) -> Result<(), CutError> {
+        while let Some(entry) = next_of(&mut self.write, key)? {
+            if self.write.peek().is_some_and(|next| next.key == entry.key) {
+                return Err(conflict(Cf::Write, &entry.key));
+            }
+            self.put(Cf::Write, &entry, files)?;
+        }
+        Ok(())
+    }
+
+    fn put(&mut self, cf: Cf, entry: &Entry, files: &mut Files<'_>) -> Result<(), CutError> {
+        self.tally.records += 1;
+        self.tally.digest.add(cf, &entry.key, &entry.value);
+        Ok(files.put(cf, &entry.key, &entry.value)?)
+    }
+}
+
+fn next_of(stream: &mut MergeStream<'_>, encoded_key: &[u8]) -> Result<Option<Entry>, SortError> {
+    next_if(stream, |e| encoded(&e.key) == encoded_key)
+}
+
+fn next_if(
+    stream: &mut MergeStream<'_>,
+    wanted: impl Fn(&Entry) -> bool,
+) -> Result<Option<Entry>, SortError> {
+    match stream.peek() {
+        Some(entry) if wanted(entry) => stream.next_entry(),
+        _ => Ok(None),
+    }
+}
+
+/// The key without its ts. The filter let only keys pass that have one.
+fn encoded(versioned: &[u8]) -> &[u8] {
+    &versioned[..versioned.len().saturating_sub(TS_LEN)]
+}
+
+fn conflict(cf: Cf, key: &[u8]) -> CutError {
+    let (user_key, ts) = shown(key);
+    CutError::Conflict { cf, user_key, ts }
+}
+
+/// User key in hex and ts.
+fn shown(versioned: &[u8]) -> (String, u64) {
+    let ts = split_versioned(versioned).map_or(0, |(_, ts)| ts.get());
+    let user_key = decode_prefix(encoded(versioned))
+        .map(|(key, _)| key)
+        .unwrap_or_default();
+    (hex::encode_upper(user_key), ts)
+}
+
+/// The open files of a batch, one per column family.
+struct Files<'a> {
+    factory: &'a dyn SstFactory,
+    dir: &'a Path,
+    sst_bytes: u64,
+    open: [Option<SstWriter<'a>>; 2],
+    done: Vec<SstFile>,
+    raw_bytes: u64,
+}
+
+impl<'a> Files<'a> {
+    fn new(factory: &'a dyn SstFactory, options: &'a CutOptions) -> Self {
+        Files {
+            factory,
+            dir: &options.dir,
+            sst_bytes: options.sst_bytes,
+            open: [None, None],
+            done: Vec::new(),
+            raw_bytes: 0,
+        }
+    }
+
+    fn put(&mut self, cf: Cf, key: &[u8], value: &[u8]) -> Result<(), SstError> {
+        let slot = &mut self.open[cf as usize];
+        let mut writer = match slot.take() {
+            Some(writer) => writer,
+            None => SstWriter::create(self.factory, self.dir, cf)?,
+        };
+        writer.put(key, value)?;
+        self.raw_bytes += (key.len() + value.len()) as u64;
+        if writer.raw_bytes() >= self.sst_bytes {
+            self.done.push(writer.finish()?);
+        } else {
+            *slot = Some(writer);
+        }
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<Vec<SstFile>, SstError> {
+        for writer in self.open.iter_mut().filter_map(Option::take) {
+            self.done.push(writer.finish()?);
+        }
+        self.done.sort_by_key(|file| file.cf);
+        Ok(self.done)
+    }
+}

@@ -1,0 +1,104 @@
+//! The sorter against a sorted set, and its positions.
+
+use std::collections::BTreeSet;
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn sorter(dir: &Path, memory: usize, fan_in: usize) -> Sorter {
+    Sorter::new(dir, "test", SortOptions { memory, fan_in })
+}
+
+fn all(sorted: &Sorted) -> (Vec<Entry>, Duplicates) {
+    let mut stream = sorted.stream().unwrap();
+    let mut out = Vec::new();
+    while let Some(entry) = stream.next_entry().unwrap() {
+        out.push(entry);
+    }
+    let mut duplicates = sorted.duplicates();
+    duplicates.add(stream.duplicates());
+    (out, duplicates)
+}
+
+fn entries() -> impl Strategy<Value = Vec<Entry>> {
+    let tag = prop_oneof![Just(Tag::Reference), Just(Tag::Value)];
+    let key = prop::collection::vec(0u8..3, 0..4);
+    let value = prop::collection::vec(any::<u8>(), 0..3);
+    let entry = (key, tag, value).prop_map(|(key, tag, value)| Entry { key, tag, value });
+    prop::collection::vec(entry, 0..200)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    /// A memory bound of 1 byte spills every entry, so all of spill, merge passes and the final
+    /// merge run; a large one keeps the buffer in memory.
+    #[test]
+    fn the_stream_is_the_sorted_set_of_what_went_in(
+        input in entries(),
+        spills in any::<bool>(),
+        fan_in in 2usize..6,
+    ) {
+        let dir = tempfile::tempdir().unwrap();
+        let mut sorter = sorter(dir.path(), if spills { 1 } else { 1 << 30 }, fan_in);
+        for e in &input {
+            sorter.push(&e.key, e.tag, &e.value).unwrap();
+        }
+        let sorted = sorter.finish().unwrap();
+        let (out, duplicates) = all(&sorted);
+        let model: Vec<Entry> = input.iter().cloned().collect::<BTreeSet<_>>().into_iter().collect();
+        prop_assert_eq!(&out, &model);
+        let of = |tag| input.iter().filter(|e| e.tag == tag).count() as u64
+            - model.iter().filter(|e| e.tag == tag).count() as u64;
+        prop_assert_eq!(duplicates.references, of(Tag::Reference));
+        prop_assert_eq!(duplicates.values, of(Tag::Value));
+    }
+
+    #[test]
+    fn a_stream_continues_from_any_position(input in entries(), spills in any::<bool>(), at in 0usize..200) {
+        let dir = tempfile::tempdir().unwrap();
+        let mut sorter = sorter(dir.path(), if spills { 300 } else { 1 << 30 }, 64);
+        for e in &input {
+            sorter.push(&e.key, e.tag, &e.value).unwrap();
+        }
+        let sorted = sorter.finish().unwrap();
+        let (out, _) = all(&sorted);
+        let at = at.min(out.len());
+        let mut stream = sorted.stream().unwrap();
+        for _ in 0..at {
+            stream.next_entry().unwrap();
+        }
+        let mut again = sorted.stream_from(&stream.position()).unwrap();
+        let mut rest = Vec::new();
+        while let Some(entry) = again.next_entry().unwrap() {
+            rest.push(entry);
+        }
+        prop_assert_eq!(&rest[..], &out[at..]);
+    }
+}
+
+#[test]
+fn merge_passes_remove_the_runs_they_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut sorter = sorter(dir.path(), 1, 4);
+    for i in 0..50u32 {
+        sorter.push(&i.to_be_bytes(), Tag::Value, b"v").unwrap();
+    }
+    let sorted = sorter.finish().unwrap();
+    assert!(std::fs::read_dir(dir.path()).unwrap().count() <= 4);
+    assert_eq!(all(&sorted).0.len(), 50);
+}
+
+#[test]
+fn a_run_that_was_cut_is_an_error_not_an_early_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut sorter = sorter(dir.path(), 1, 4);
+    sorter.push(b"key", Tag::Value, b"value").unwrap();
+    let sorted = sorter.finish().unwrap();
+    let path = dir.path().join("test-0.run");
+    let bytes = std::fs::read(&path).unwrap();
+    std::fs::write(&path, &bytes[..bytes.len() - 1]).unwrap();
+    let error = sorted.stream().err().unwrap();
+    assert!(error.to_string().contains("test-0.run"), "{error}");
+}

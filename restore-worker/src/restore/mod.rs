@@ -1,0 +1,190 @@
+//! The driver: reads and sorts everything the plan names, then cuts and ingests it.
+//!
+//! Nothing is ingested before every slice was read and proved; so damage of an object leaves the
+//! target untouched. The proof at the end: records read − filtered − duplicates = records written,
+//! and the digest of what was selected equals the digest of what the target took.
+
+mod ingest;
+mod progress;
+mod report;
+mod select;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use pitr_format::{Class, EncodedRange};
+use pitr_storage::{SharedStorage, StorageError};
+
+use crate::cut::{CutError, CutOptions};
+use crate::damage::Damage;
+use crate::fetch::FetchError;
+use crate::merge::SortError;
+use crate::plan::Plan;
+use crate::regions::RegionTable;
+use crate::rewrite::Rewrite;
+use crate::sst::SstFactory;
+use crate::target::{Target, TargetError};
+pub use progress::{Progress, Stage};
+pub use report::Report;
+
+/// Bounds and choices of a restore.
+#[derive(Clone)]
+pub struct RestoreOptions {
+    /// Where sort runs and SST files wait; needs about the plain size of the slices plus
+    /// the size of the SST files of `ingests + 2` batches.
+    pub temp_dir: PathBuf,
+    /// Makes the SST files.
+    pub sst: Arc<dyn SstFactory>,
+    /// Optional replacement of a key prefix.
+    pub rewrite: Rewrite,
+    /// Bytes that the sorters keep in memory, all together.
+    pub sort_memory: usize,
+    /// Bytes of requests in flight, with their plaintext; one request may exceed it alone.
+    pub inflight_bytes: u32,
+    /// Requests at once.
+    pub fetches: usize,
+    /// Largest plaintext of one slice that is accepted.
+    pub max_slice_bytes: u64,
+    /// Bytes of keys and values of one SST file.
+    pub sst_bytes: u64,
+    /// Bytes of keys and values of the files that are ingested together.
+    pub batch_bytes: u64,
+    /// Batches that are ingested at once.
+    pub ingests: usize,
+    /// Attempts of one read or of one ingest.
+    pub attempts: u32,
+}
+
+impl RestoreOptions {
+    /// Defaults for files made by `sst`.
+    pub fn new(temp_dir: impl Into<PathBuf>, sst: Arc<dyn SstFactory>) -> Self {
+        RestoreOptions {
+            temp_dir: temp_dir.into(),
+            sst,
+            rewrite: Rewrite::identity(),
+            sort_memory: 256 << 20,
+            inflight_bytes: 64 << 20,
+            fetches: 8,
+            max_slice_bytes: 1 << 30,
+            sst_bytes: 64 << 20,
+            batch_bytes: 96 << 20,
+            ingests: 4,
+            attempts: 10,
+        }
+    }
+
+    /// Defaults with RocksDB's own SST files.
+    #[cfg(feature = "rocks")]
+    pub fn rocks(temp_dir: impl Into<PathBuf>) -> Self {
+        Self::new(
+            temp_dir,
+            Arc::new(crate::sst::rocks::RocksSstFactory::default()),
+        )
+    }
+}
+
+/// Why a restore stopped. Until [`RestoreError::Target`] or a later stage the target is untouched.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// The archive is damaged.
+    #[error(transparent)]
+    Damage(#[from] Damage),
+    /// The storage failed.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// Sorting failed.
+    #[error(transparent)]
+    Sort(#[from] SortError),
+    /// Records could not become SST files.
+    #[error(transparent)]
+    Cut(#[from] CutError),
+    /// The target refused.
+    #[error("the target refused: {0}")]
+    Target(#[from] TargetError),
+    /// The temporary directory cannot be used.
+    #[error("temporary directory {path}: {source}; choose another one")]
+    TempDir {
+        /// The directory.
+        path: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// The proof failed: do not use the target.
+    #[error("the restore is not proven, do not use the target: {0}")]
+    NotProven(String),
+    /// A worker ended early.
+    #[error("a worker of the restore ended early: {0}")]
+    Worker(String),
+}
+
+impl RestoreError {
+    /// What to do about it.
+    pub fn class(&self) -> Class {
+        match self {
+            RestoreError::Damage(e) => e.class(),
+            RestoreError::Storage(e) => e.class(),
+            RestoreError::Sort(e) => e.class(),
+            RestoreError::Cut(e) => e.class(),
+            RestoreError::Target(e) => e.class(),
+            RestoreError::TempDir { .. } | RestoreError::NotProven(_) | RestoreError::Worker(_) => {
+                Class::Permanent
+            }
+        }
+    }
+}
+
+impl From<FetchError> for RestoreError {
+    fn from(error: FetchError) -> Self {
+        match error {
+            FetchError::Damage(e) => e.into(),
+            FetchError::Storage(e) => e.into(),
+        }
+    }
+}
+
+/// Runs `plan`. Cancelling the future stops it; what was ingested until then stays.
+pub async fn restore(
+    plan: &Plan,
+    storage: SharedStorage,
+    target: &dyn Target,
+    options: RestoreOptions,
+    progress: Arc<Progress>,
+) -> Result<Report, RestoreError> {
+    let dir = tempfile::Builder::new()
+        .prefix("pitr-restore-")
+        .tempdir_in(&options.temp_dir)
+        .map_err(|source| RestoreError::TempDir {
+            path: options.temp_dir.clone(),
+            source,
+        })?;
+    let mut report = Report::of(plan);
+    progress.enter(Stage::Reading, plan);
+    let sorted =
+        select::select(plan, &storage, &options, dir.path(), &progress, &mut report).await?;
+    progress.enter(Stage::Ingesting, plan);
+    let ranges = target_ranges(plan, &options.rewrite);
+    let regions = RegionTable::load(target, &ranges, options.attempts).await?;
+    let cut = CutOptions {
+        dir: dir.path().to_owned(),
+        sst_bytes: options.sst_bytes,
+        batch_bytes: options.batch_bytes,
+    };
+    let ingest = ingest::Ingest {
+        target,
+        options: &options,
+        cut,
+        progress: &progress,
+    };
+    ingest.run(sorted, regions, &mut report).await?;
+    report.prove().map_err(RestoreError::NotProven)?;
+    progress.enter(Stage::Done, plan);
+    Ok(report)
+}
+
+/// Encoded ranges of the target that a restore of `plan` writes to: they must be empty before.
+pub fn target_ranges(plan: &Plan, rewrite: &Rewrite) -> Vec<EncodedRange> {
+    if plan.ranges.is_empty() || !rewrite.is_identity() {
+        return vec![rewrite.target_range(&EncodedRange::ALL)];
+    }
+    plan.ranges.clone()
+}

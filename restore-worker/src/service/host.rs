@@ -1,0 +1,57 @@
+//! What the import service needs of the store it serves.
+
+use std::sync::Arc;
+
+use pitr_proto::{errorpb, kvrpcpb::Context, metapb};
+
+use crate::engine::{Engine, EngineError, EngineOp};
+
+/// A region error, boxed because it is large.
+pub type RegionError = Box<errorpb::Error>;
+
+/// The owner of regions and engine. All methods may block shortly; they are called on blocking
+/// threads.
+pub trait ImportHost: Send + Sync + 'static {
+    /// Its engine.
+    type Engine: Engine;
+
+    /// Id of the store.
+    fn store_id(&self) -> u64;
+
+    /// The engine that files are ingested into.
+    fn engine(&self) -> Arc<Self::Engine>;
+
+    /// The region a context means, after the checks of TiKV in its order: region present, leader,
+    /// peer, epoch. The store id was checked before.
+    fn region(&self, context: &Context) -> Result<metapb::Region, RegionError>;
+
+    /// Runs `change` while the checks of [`ImportHost::region`] hold and no other write and no
+    /// split can happen: under the store's write lock.
+    fn change<R>(
+        &self,
+        context: &Context,
+        change: impl FnOnce(&metapb::Region) -> R,
+    ) -> Result<R, RegionError>;
+
+    /// Writes changes of one `Apply` call. A host that tells observers about writes does it here.
+    fn write(&self, context: &Context, ops: &[EngineOp]) -> Result<(), WriteFailure> {
+        let written = self.change(context, |_| self.engine().write(ops));
+        written
+            .map_err(WriteFailure::Region)?
+            .map_err(WriteFailure::Engine)
+    }
+
+    /// Files were ingested into this region; they bypass observers.
+    fn ingested(&self, region_id: u64) {
+        let _ = region_id;
+    }
+}
+
+/// Why [`ImportHost::write`] failed.
+#[derive(Debug)]
+pub enum WriteFailure {
+    /// The region is not (or no longer) here.
+    Region(RegionError),
+    /// The engine failed.
+    Engine(EngineError),
+}

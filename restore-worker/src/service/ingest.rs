@@ -1,0 +1,124 @@
+//! `MultiIngest`: uploaded files into the engine, in TiKV's order of checks (tikv/tikv
+//! `src/import/ingest.rs`): store, region, then the files' existence, then each file against the
+//! region.
+
+use std::path::PathBuf;
+
+use pitr_format::Cf;
+use pitr_proto::errorpb;
+use pitr_proto::import_sstpb::{MultiIngestRequest, SstMeta};
+use pitr_proto::metapb::Region;
+
+use super::check_store;
+use super::host::{ImportHost, RegionError};
+use super::import_dir::ImportDir;
+use crate::engine::{Engine, EngineCf};
+
+/// TiKV's words, including their spelling.
+const FILE_GONE: &str = "The file which would be ingested doest not exist.";
+
+pub(super) fn multi_ingest<H: ImportHost>(
+    host: &H,
+    dir: &ImportDir,
+    request: &MultiIngestRequest,
+) -> Result<(), RegionError> {
+    let context = request.context.clone().unwrap_or_default();
+    check_store(host, &context)?;
+    host.region(&context)?;
+    let files = locate(dir, &request.ssts)?;
+    let engine = host.engine();
+    let region_id = context.region_id;
+    host.change(&context, |region| -> Result<(), RegionError> {
+        for sst in &request.ssts {
+            check_file(sst, region)?;
+        }
+        // Under the lock again: another call may have consumed the files meanwhile.
+        for (_, path) in &files {
+            exists(path)?;
+        }
+        for cf in [Cf::Default, Cf::Write] {
+            let of_cf = files
+                .iter()
+                .filter(|(c, _)| *c == cf)
+                .map(|(_, path)| path.clone());
+            engine
+                .ingest(EngineCf::from(cf), &of_cf.collect::<Vec<_>>())
+                .map_err(|e| failed(region_id, &e))?;
+        }
+        Ok(())
+    })??;
+    host.ingested(region_id);
+    Ok(())
+}
+
+fn locate(dir: &ImportDir, ssts: &[SstMeta]) -> Result<Vec<(Cf, PathBuf)>, RegionError> {
+    let mut files = Vec::with_capacity(ssts.len());
+    for sst in ssts {
+        let path = dir.path(sst).map_err(|e| failed(sst.region_id, &e))?;
+        exists(&path)?;
+        let cf = Cf::parse(&sst.cf_name)
+            .ok_or_else(|| failed(sst.region_id, &"unknown column family"))?;
+        files.push((cf, path));
+    }
+    Ok(files)
+}
+
+fn exists(path: &std::path::Path) -> Result<(), RegionError> {
+    if path.is_file() {
+        return Ok(());
+    }
+    Err(Box::new(errorpb::Error {
+        message: FILE_GONE.to_owned(),
+        stale_command: Some(errorpb::StaleCommand::default()),
+        ..errorpb::Error::default()
+    }))
+}
+
+/// The file was made for this region at this epoch, and its keys lie inside.
+fn check_file(sst: &SstMeta, region: &Region) -> Result<(), RegionError> {
+    if sst.region_id != region.id {
+        let what = format!("the file was uploaded for region {}", sst.region_id);
+        return Err(failed(region.id, &what));
+    }
+    if sst.region_epoch != region.region_epoch {
+        return Err(Box::new(errorpb::Error {
+            message: format!(
+                "EpochNotMatch current epoch of region {} is {:?}, but the file has {:?}",
+                region.id, region.region_epoch, sst.region_epoch
+            ),
+            epoch_not_match: Some(errorpb::EpochNotMatch {
+                current_regions: vec![region.clone()],
+            }),
+            ..errorpb::Error::default()
+        }));
+    }
+    let range = sst.range.clone().unwrap_or_default();
+    for key in [&range.start, &range.end] {
+        let inside =
+            *key >= region.start_key && (region.end_key.is_empty() || *key < region.end_key);
+        if !inside {
+            return Err(Box::new(errorpb::Error {
+                message: format!(
+                    "key {} is not in region {}",
+                    hex::encode_upper(key),
+                    region.id
+                ),
+                key_not_in_region: Some(errorpb::KeyNotInRegion {
+                    key: key.clone(),
+                    region_id: region.id,
+                    start_key: region.start_key.clone(),
+                    end_key: region.end_key.clone(),
+                }),
+                ..errorpb::Error::default()
+            }));
+        }
+    }
+    Ok(())
+}
+
+fn failed(region_id: u64, what: &dyn std::fmt::Display) -> RegionError {
+    Box::new(errorpb::Error {
+        message: format!("[region {region_id}] ingest failed: {what}"),
+        ..errorpb::Error::default()
+    })
+}

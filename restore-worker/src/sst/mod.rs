@@ -1,0 +1,144 @@
+//! Sorted records to SST files, through a factory that the engine's owner provides.
+//!
+//! A file holds one column family, keys with the `z` prefix, strictly ascending.
+
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use pitr_format::digest::RecordDigest;
+use pitr_format::key::{DATA_PREFIX, split_versioned};
+use pitr_format::{Cf, Class, EncodedRange};
+use uuid::Uuid;
+
+#[cfg(feature = "rocks")]
+pub mod rocks;
+
+/// Why an SST file could not be written.
+#[derive(Debug, thiserror::Error)]
+#[error("SST {path}: {action}: {message}; check space and permissions of the temporary directory")]
+pub struct SstError {
+    /// The file.
+    pub path: PathBuf,
+    /// What was tried.
+    pub action: &'static str,
+    /// The writer's own words.
+    pub message: String,
+}
+
+impl SstError {
+    /// The local disk or the order of keys failed; repeating the step does not help.
+    pub fn class(&self) -> Class {
+        Class::Permanent
+    }
+}
+
+/// Makes SST files of the engine's kind. An engine fork gives its own binding here.
+pub trait SstFactory: Send + Sync {
+    /// Begins a file.
+    fn create<'a>(&'a self, path: &Path) -> Result<Box<dyn SstBuilder + 'a>, SstError>;
+}
+
+/// One SST file in the making.
+pub trait SstBuilder {
+    /// Appends a pair; data keys must ascend.
+    fn put(&mut self, data_key: &[u8], value: &[u8]) -> Result<(), SstError>;
+    /// Closes the file; its size in bytes.
+    fn finish(self: Box<Self>) -> Result<u64, SstError>;
+}
+
+/// A finished SST file that waits for its ingest.
+#[derive(Clone, Debug)]
+pub struct SstFile {
+    /// Identity for `SSTMeta.uuid`.
+    pub uuid: Uuid,
+    /// Column family.
+    pub cf: Cf,
+    /// The file; removed by the restore once it is ingested.
+    pub path: PathBuf,
+    /// Smallest versioned key, without `z`.
+    pub first: Bytes,
+    /// Largest versioned key, without `z`.
+    pub last: Bytes,
+    /// Records.
+    pub entries: u64,
+    /// Bytes of keys (without `z`) and values.
+    pub raw_bytes: u64,
+    /// Size of the file.
+    pub file_size: u64,
+    /// Digest of the records, keys without `z`.
+    pub digest: RecordDigest,
+}
+
+impl SstFile {
+    /// Range of encoded keys (without ts) that the file touches; the end is exclusive.
+    pub fn key_range(&self) -> EncodedRange {
+        let encoded = |key: &[u8]| match split_versioned(key) {
+            Ok((encoded, _)) => encoded.to_vec(),
+            Err(_) => key.to_vec(),
+        };
+        let mut end = encoded(&self.last);
+        end.push(0);
+        EncodedRange::new(encoded(&self.first), end)
+    }
+}
+
+/// Writes one file and keeps what [`SstFile`] needs to know.
+pub struct SstWriter<'a> {
+    builder: Box<dyn SstBuilder + 'a>,
+    file: SstFile,
+    data_key: Vec<u8>,
+}
+
+impl<'a> SstWriter<'a> {
+    /// Begins a file of a new name in `dir`.
+    pub fn create(factory: &'a dyn SstFactory, dir: &Path, cf: Cf) -> Result<Self, SstError> {
+        let uuid = Uuid::new_v4();
+        let path = dir.join(format!("{uuid}_{cf}.sst"));
+        Ok(SstWriter {
+            builder: factory.create(&path)?,
+            file: SstFile {
+                uuid,
+                cf,
+                path,
+                first: Bytes::new(),
+                last: Bytes::new(),
+                entries: 0,
+                raw_bytes: 0,
+                file_size: 0,
+                digest: RecordDigest::default(),
+            },
+            data_key: vec![DATA_PREFIX],
+        })
+    }
+
+    /// Appends a record; versioned keys (without `z`) must ascend.
+    pub fn put(&mut self, versioned_key: &[u8], value: &[u8]) -> Result<(), SstError> {
+        self.data_key.truncate(1);
+        self.data_key.extend_from_slice(versioned_key);
+        self.builder.put(&self.data_key, value)?;
+        if self.file.entries == 0 {
+            self.file.first = Bytes::copy_from_slice(versioned_key);
+        }
+        self.file.entries += 1;
+        self.file.raw_bytes += (versioned_key.len() + value.len()) as u64;
+        self.file.digest.add(self.file.cf, versioned_key, value);
+        Ok(())
+    }
+
+    /// Bytes of keys and values so far.
+    pub fn raw_bytes(&self) -> u64 {
+        self.file.raw_bytes
+    }
+
+    /// Closes the file.
+    pub fn finish(self) -> Result<SstFile, SstError> {
+        let SstWriter {
+            builder,
+            mut file,
+            data_key,
+        } = self;
+        file.file_size = builder.finish()?;
+        file.last = Bytes::from(data_key).slice(1..);
+        Ok(file)
+    }
+}

@@ -1,0 +1,13 @@
+//! The crate's contract, on archives that a real TiKV wrote.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+#[path = "it/damage.rs"]
+mod damage;
+#[path = "it/golden.rs"]
+mod golden;
+#[path = "it/restore.rs"]
+mod restore;
+#[path = "it/targets.rs"]
+mod targets;
+#[path = "it/verify.rs"]
+mod verify;
