@@ -9,4 +9,5 @@ pub mod cdc;
 pub mod etcd;
 pub mod net;
 pub mod pd;
+pub mod regions;
 pub mod tasks;

@@ -99,11 +99,11 @@ pub struct Matcher {
 impl Matcher {
     /// A matcher for a new subscription of `region` for a task with the ranges `wanted`.
     pub fn new(region: &EncodedRange, wanted: &[EncodedRange]) -> Self {
-        let covered = wanted
-            .iter()
-            .any(|range| range.intersect(region).as_ref() == Some(region));
+        let parts = wanted.iter().filter_map(|range| range.intersect(region));
+        let parts: Vec<_> = parts.collect();
+        let covered = parts.first() == Some(region);
         Matcher {
-            wanted: (!covered).then(|| wanted.to_vec()),
+            wanted: (!covered).then_some(parts),
             initialized: false,
             prewrites: HashMap::new(),
             aside: Vec::new(),

@@ -1,0 +1,134 @@
+//! The shell of the tracker: PD and the change stream on one side, the user's `next_event` on the
+//! other.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use pitr_format::{Class, EncodedRange, Ts};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
+
+use super::core::{Action, Core, LoadFailed, Loaded};
+use super::{TrackerEvent, TrackerOptions, TrackerStats};
+use crate::cdc::{CdcClient, CdcError, CdcEvents, CdcStats};
+use crate::pd::{PdClient, PdError};
+
+/// Follows the leader regions of one store. Driven by [`RegionTracker::next_event`]: what the user
+/// does not take waits in the stream's bounded queue, not here.
+pub struct RegionTracker {
+    pd: Arc<PdClient>,
+    cdc: CdcClient,
+    stream: CdcEvents,
+    core: Core,
+    answers: JoinSet<Answer>,
+}
+
+enum Answer {
+    Loaded(EncodedRange, Result<Loaded, LoadFailed>),
+    SafePoint(Result<Ts, LoadFailed>),
+}
+
+impl RegionTracker {
+    /// Prepares tracking; nothing is asked before the first `next_event`. Needs a tokio runtime.
+    pub fn new(pd: Arc<PdClient>, options: TrackerOptions) -> Result<Self, CdcError> {
+        let (cdc, stream) =
+            CdcClient::start(pd.cluster_id(), &options.store_address, options.cdc.clone())?;
+        Ok(RegionTracker {
+            core: Core::new(&options, Instant::now()),
+            pd,
+            cdc,
+            stream,
+            answers: JoinSet::new(),
+        })
+    }
+
+    /// The next event. `None` after [`TrackerEvent::Failed`]. Cancel-safe.
+    pub async fn next_event(&mut self) -> Option<TrackerEvent> {
+        loop {
+            self.core.tick(Instant::now());
+            self.act();
+            if let Some(event) = self.core.events.pop_front() {
+                return Some(event);
+            }
+            if self.core.failed {
+                return None;
+            }
+            tokio::select! {
+                event = self.stream.next() => {
+                    self.core.on_cdc(event?, Instant::now());
+                }
+                Some(answer) = self.answers.join_next() => match answer {
+                    Ok(Answer::Loaded(range, answer)) => {
+                        self.core.on_loaded(range, answer, Instant::now());
+                    }
+                    Ok(Answer::SafePoint(answer)) => {
+                        self.core.on_safe_point(answer, Instant::now());
+                    }
+                    // Only a runtime that shuts down ends these tasks early.
+                    Err(_) => return None,
+                },
+                () = sleep_until(self.core.next_wake()) => {}
+            }
+        }
+    }
+
+    /// Gauges.
+    pub fn stats(&self) -> TrackerStats {
+        self.core.stats()
+    }
+
+    /// Gauges of the stream.
+    pub fn cdc_stats(&self) -> CdcStats {
+        self.cdc.stats()
+    }
+
+    fn act(&mut self) {
+        let mut actions: VecDeque<Action> = std::mem::take(&mut self.core.actions);
+        while let Some(action) = actions.pop_front() {
+            match action {
+                Action::Load(range) => {
+                    let pd = self.pd.clone();
+                    self.answers.spawn(async move {
+                        let answer = load(&pd, &range).await.map_err(failed);
+                        Answer::Loaded(range, answer)
+                    });
+                }
+                Action::ReadSafePoint => {
+                    let pd = self.pd.clone();
+                    self.answers.spawn(async move {
+                        Answer::SafePoint(pd.gc_safe_point().await.map_err(failed))
+                    });
+                }
+                Action::Subscribe(subscription) => {
+                    let id = subscription.id;
+                    if let Err(error) = self.cdc.subscribe(subscription) {
+                        self.core.on_refused(id, error.to_string(), Instant::now());
+                    }
+                }
+                Action::Unsubscribe(sub) => {
+                    // It must go out some time, or the store sends rows that nobody takes.
+                    if let Err(CdcError::Busy) = self.cdc.unsubscribe(sub) {
+                        self.core.actions.push_back(Action::Unsubscribe(sub));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The safe point is read last, right before the registers.
+async fn load(pd: &PdClient, range: &EncodedRange) -> Result<Loaded, PdError> {
+    let (regions, rest) = pd.regions_in(range).await?;
+    Ok(Loaded {
+        regions,
+        rest,
+        safe_point: pd.gc_safe_point().await?,
+    })
+}
+
+fn failed(error: PdError) -> LoadFailed {
+    LoadFailed {
+        permanent: error.class() == Class::Permanent,
+        text: error.to_string(),
+    }
+}
