@@ -7,6 +7,12 @@ mod damage;
 mod golden;
 #[path = "it/restore.rs"]
 mod restore;
+#[path = "it/selection.rs"]
+mod selection;
+#[path = "it/service.rs"]
+mod service;
+#[path = "it/synthetic.rs"]
+mod synthetic;
 #[path = "it/targets.rs"]
 mod targets;
 #[path = "it/verify.rs"]

@@ -166,4 +166,3 @@ impl<H: ImportHost> ImportSst for ImportService<H> {
         Ok(Response::new(ClearResponse { error }))
     }
 }
-

@@ -8,6 +8,8 @@ use bytes::Bytes;
 use pitr_format::digest::RecordDigest;
 use pitr_format::key::{DATA_PREFIX, split_versioned};
 use pitr_format::{Cf, Class, EncodedRange};
+use pitr_proto::import_sstpb::{Range, SstMeta};
+use pitr_proto::metapb::RegionEpoch;
 use uuid::Uuid;
 
 #[cfg(feature = "rocks")]
@@ -70,6 +72,26 @@ pub struct SstFile {
 }
 
 impl SstFile {
+    /// What `Upload` and `MultiIngest` have to say about the file, whose bytes are `content`, when
+    /// it goes to this region. The range is inclusive at both ends.
+    pub fn upload_meta(&self, content: &[u8], region_id: u64, epoch: RegionEpoch) -> SstMeta {
+        SstMeta {
+            uuid: Bytes::copy_from_slice(self.uuid.as_bytes()),
+            range: Some(Range {
+                start: self.first.clone(),
+                end: self.last.clone(),
+            }),
+            crc32: crc32fast::hash(content),
+            length: content.len() as u64,
+            cf_name: self.cf.as_str().to_owned(),
+            region_id,
+            region_epoch: Some(epoch),
+            total_kvs: self.entries,
+            total_bytes: self.raw_bytes,
+            ..SstMeta::default()
+        }
+    }
+
     /// Range of encoded keys (without ts) that the file touches; the end is exclusive.
     pub fn key_range(&self) -> EncodedRange {
         let encoded = |key: &[u8]| match split_versioned(key) {
