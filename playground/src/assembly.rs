@@ -1,6 +1,7 @@
 //! Opens the parts of the playground and wires them together.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use pitr_proto::etcdserverpb::{
 use pitr_proto::metapb;
 use pitr_proto::pdpb::pd_server::PdServer;
 use pitr_restore_worker::engine::rocks::RocksEngine;
+use pitr_restore_worker::service::{ImportLimits, ImportService};
 use tokio::net::TcpListener;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
@@ -24,6 +26,7 @@ use crate::cdc::ticker;
 use crate::etcd::service::EtcdService;
 use crate::etcd::store::EtcdStore;
 use crate::etcd::watch::WatchService;
+use crate::import_host::StoreImport;
 use crate::node::{Listeners, PlaygroundConfig, StartError};
 use crate::pd::clock::{Clock, system_clock};
 use crate::pd::service::PdService;
@@ -55,6 +58,7 @@ pub(crate) struct Parts {
     status_addr: Option<SocketAddr>,
     started_at: i64,
     interval: Duration,
+    import_dir: PathBuf,
 }
 
 /// Splits take their ids from PD.
@@ -108,6 +112,7 @@ impl Parts {
             store_addr,
             status_addr,
             interval: config.resolved_ts_interval,
+            import_dir: config.data_dir.join("import"),
         }))
     }
 
@@ -172,8 +177,15 @@ impl Parts {
     async fn serve_store(self: &Arc<Self>, listener: std::net::TcpListener) -> Result<(), String> {
         let host: Arc<dyn Host> = self.clone();
         let cdc = ChangeDataService::new(host, self.hub.clone(), Limits::default());
+        let import = ImportService::new(
+            Arc::new(StoreImport::new(self.store.clone())),
+            &self.import_dir,
+            ImportLimits::default(),
+        )
+        .map_err(|e| format!("import: {e}"))?;
         Server::builder()
             .add_service(ChangeDataServer::new(cdc))
+            .add_service(import.into_server())
             .serve_with_incoming(incoming(listener)?)
             .await
             .map_err(|e| format!("store: {e}"))

@@ -5,6 +5,7 @@ mod assembly;
 pub mod cdc;
 mod durable;
 pub mod etcd;
+mod import_host;
 mod node;
 #[cfg(test)]
 mod node_tests;

@@ -1,0 +1,92 @@
+//! The store, seen from the import service: regions are checked and files taken over under the
+//! write lock, so that no split comes in between.
+//!
+//! Ingested files bypass change data, as in TiKV. Records of `Apply` are told to it like any
+//! write; they carry the mark of a restore, so no client gets to see them.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use pitr_format::key::DATA_PREFIX;
+use pitr_proto::{kvrpcpb::Context, metapb};
+use pitr_restore_worker::engine::rocks::RocksEngine;
+use pitr_restore_worker::engine::{EngineError, EngineOp};
+use pitr_restore_worker::service::{ImportHost, RegionError, WriteFailure};
+
+use crate::store::Store;
+use crate::store::change::Modify;
+
+/// See the module.
+pub(crate) struct StoreImport {
+    store: Arc<Store>,
+    engine: Arc<RocksEngine>,
+}
+
+impl StoreImport {
+    pub(crate) fn new(store: Arc<Store>) -> Self {
+        let engine = Arc::new(store.engine().clone());
+        StoreImport { store, engine }
+    }
+}
+
+impl ImportHost for StoreImport {
+    type Engine = RocksEngine;
+
+    fn store_id(&self) -> u64 {
+        self.store.store_id()
+    }
+
+    fn engine(&self) -> Arc<RocksEngine> {
+        self.engine.clone()
+    }
+
+    fn region(&self, context: &Context) -> Result<metapb::Region, RegionError> {
+        let region = self.store.check_context(Some(context))?;
+        Ok(metapb::Region::clone(&region))
+    }
+
+    fn change<R>(
+        &self,
+        context: &Context,
+        change: impl FnOnce(&metapb::Region) -> R,
+    ) -> Result<R, RegionError> {
+        let _writes = self.store.lock_writes();
+        let region = self.store.check_context(Some(context))?;
+        Ok(change(&region))
+    }
+
+    fn write(&self, context: &Context, ops: &[EngineOp]) -> Result<(), WriteFailure> {
+        let mods = ops
+            .iter()
+            .map(|op| to_modify(&self.engine, op))
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(WriteFailure::Engine)?;
+        let mut writes = self.store.lock_writes();
+        let region = self
+            .store
+            .check_context(Some(context))
+            .map_err(WriteFailure::Region)?;
+        writes
+            .apply(region.id, &mods, false)
+            .map_err(WriteFailure::Engine)
+    }
+}
+
+/// The same change without the `z` of a data key.
+fn to_modify(engine: &RocksEngine, op: &EngineOp) -> Result<Modify, EngineError> {
+    let strip = |key: &[u8]| match key.split_first() {
+        Some((&DATA_PREFIX, key)) => Ok(Bytes::copy_from_slice(key)),
+        _ => Err(engine.error("write an applied record", "its key is not a data key")),
+    };
+    Ok(match op {
+        EngineOp::Put { cf, key, value } => Modify::Put {
+            cf: *cf,
+            key: strip(key)?,
+            value: Bytes::copy_from_slice(value),
+        },
+        EngineOp::Delete { cf, key } => Modify::Delete {
+            cf: *cf,
+            key: strip(key)?,
+        },
+    })
+}
