@@ -7,10 +7,11 @@
 
 use std::path::{Path, PathBuf};
 
-use pitr_format::digest::RecordDigest;
+use pitr_format::digest::{RecordDigest, ScanDigest};
 use pitr_format::key::{TS_LEN, decode_prefix, split_versioned};
 use pitr_format::{Cf, Class, EncodedRange};
 
+use crate::expect::Expected;
 use crate::merge::{Entry, MergeStream, Position, SortError, Sorted, Tag};
 use crate::regions::RegionTable;
 use crate::sst::{SstError, SstFactory, SstFile, SstWriter};
@@ -67,6 +68,14 @@ impl CutError {
             CutError::MissingValue { .. } | CutError::Conflict { .. } => Class::Permanent,
         }
     }
+
+    /// Whether the archive is at fault, not the target or the disk.
+    pub fn is_damage(&self) -> bool {
+        matches!(
+            self,
+            CutError::MissingValue { .. } | CutError::Conflict { .. }
+        )
+    }
 }
 
 /// Sorted records of a restore.
@@ -98,6 +107,8 @@ pub struct CutTally {
     pub unreferenced: u64,
     /// Digest of the records written.
     pub digest: RecordDigest,
+    /// Digest of what a reader of the records must see at the restored ts.
+    pub expected_scan: ScanDigest,
 }
 
 /// Files of one region, and from where they can be cut again.
@@ -130,6 +141,7 @@ pub struct Cutter<'a> {
     factory: &'a dyn SstFactory,
     options: CutOptions,
     last_key: Option<Vec<u8>>,
+    expected: Expected,
     tally: CutTally,
 }
 
@@ -146,6 +158,7 @@ impl<'a> Cutter<'a> {
             factory,
             options,
             last_key: None,
+            expected: Expected::default(),
             tally: CutTally::default(),
         })
     }
@@ -163,6 +176,7 @@ impl<'a> Cutter<'a> {
             factory,
             options,
             last_key: Some(batch.last.clone()),
+            expected: Expected::default(),
             tally: CutTally::default(),
         })
     }
@@ -185,6 +199,7 @@ impl<'a> Cutter<'a> {
                 if !region.range.contains(&key) || files.raw_bytes >= options.batch_bytes {
                     break;
                 }
+                self.begin_key(&key);
                 self.take_values(&key, &mut files)?;
                 self.take_writes(&key, &mut files)?;
                 last = key;
@@ -207,7 +222,17 @@ impl<'a> Cutter<'a> {
     /// Counts so far, and the duplicates that the two streams met: values, write records.
     pub fn tally(&self) -> (CutTally, u64) {
         let duplicates = self.default.duplicates().values + self.write.duplicates().values;
-        (self.tally, duplicates)
+        let tally = CutTally {
+            expected_scan: self.expected.digest(),
+            ..self.tally
+        };
+        (tally, duplicates)
+    }
+
+    fn begin_key(&mut self, key: &[u8]) {
+        let newest = self.write.peek().filter(|e| encoded(&e.key) == key);
+        self.expected
+            .begin_key(newest.map(|e| (e.key.as_slice(), e.value.as_slice())));
     }
 
     /// The smallest encoded key that either stream has next, unless it is behind the last wanted.
@@ -235,6 +260,7 @@ impl<'a> Cutter<'a> {
             if self.default.peek().is_some_and(same_key) {
                 return Err(conflict(Cf::Default, &entry.key));
             }
+            self.expected.value(&value.key, &value.value);
             self.put(Cf::Default, &value, files)?;
         }
         Ok(())

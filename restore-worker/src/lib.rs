@@ -22,6 +22,7 @@ pub mod cut;
 pub mod damage;
 pub mod digest;
 pub mod engine;
+mod expect;
 pub mod fetch;
 pub mod filter;
 pub mod merge;

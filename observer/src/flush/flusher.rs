@@ -84,7 +84,7 @@ pub struct Flusher {
     storage: SharedStorage,
     config: FlusherConfig,
     metrics: Metrics,
-    object_ids: Box<dyn FnMut() -> Uuid + Send>,
+    object_ids: Box<dyn FnMut() -> Uuid + Send + Sync>,
     /// Flush ts of the newest meta of this store that may exist.
     last_flush_ts: Ts,
     /// Number of the generation that is due.
@@ -121,7 +121,7 @@ impl Flusher {
 
     /// Replaces the random part of object names, for a run that can be repeated.
     #[must_use]
-    pub fn with_object_ids(mut self, ids: impl FnMut() -> Uuid + Send + 'static) -> Self {
+    pub fn with_object_ids(mut self, ids: impl FnMut() -> Uuid + Send + Sync + 'static) -> Self {
         self.object_ids = Box::new(ids);
         self
     }

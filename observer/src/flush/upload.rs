@@ -50,7 +50,7 @@ impl Upload {
         slices: &[SealedSlice],
         facts: MetaFacts,
         merge_limit: u64,
-        object_ids: &mut (dyn FnMut() -> Uuid + Send),
+        object_ids: &mut (dyn FnMut() -> Uuid + Send + Sync),
     ) -> Self {
         let pieces: Vec<_> = slices
             .iter()

@@ -27,6 +27,11 @@ pub struct ArchiveInfo {
 }
 
 impl ArchiveInfo {
+    /// Reads the objects at the root and the checkpoints, no `.meta`.
+    pub async fn read(storage: &dyn Storage) -> Result<ArchiveInfo, ArchiveError> {
+        read(storage).await
+    }
+
     /// The earliest start of a restore: the later of the log's start and the truncate safepoint.
     pub fn log_min(&self) -> Ts {
         let start = self.backup_meta.as_ref().map_or(Ts::ZERO, |m| m.start_ts);

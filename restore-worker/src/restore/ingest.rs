@@ -71,6 +71,7 @@ impl Ingest<'_> {
         report.filtered.unreferenced_value += tally.unreferenced;
         report.duplicates += duplicates;
         report.digest_in = tally.digest;
+        report.expected_scan = tally.expected_scan;
         Ok(())
     }
 

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use pitr_format::Ts;
-use pitr_format::digest::RecordDigest;
+use pitr_format::digest::{RecordDigest, ScanDigest};
 
 use crate::filter::Filtered;
 use crate::plan::Plan;
@@ -27,6 +27,8 @@ pub struct Report {
     pub digest_in: RecordDigest,
     /// Digest of the records in the files that the target took.
     pub digest_out: RecordDigest,
+    /// Digest of what a reader of an empty target must see at the restored ts afterwards.
+    pub expected_scan: ScanDigest,
     /// Range requests.
     pub requests: u64,
     /// Slices.

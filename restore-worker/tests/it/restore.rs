@@ -35,6 +35,10 @@ async fn log_basic_restores_to_its_two_scans() {
             record_digest(local.engine.as_ref()).unwrap(),
             report.digest_out
         );
+        assert_eq!(
+            scan_digest(local.engine.as_ref(), Ts::new(ts)).unwrap(),
+            report.expected_scan
+        );
     }
 }
 
