@@ -3,13 +3,16 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::stream;
+use futures::{StreamExt, stream};
+use pitr_proto::cdcpb::{self, change_data_client::ChangeDataClient};
 use pitr_proto::etcdserverpb::{
     self as etcd, kv_client::KvClient, watch_client::WatchClient, watch_request::RequestUnion,
 };
+use pitr_proto::metapb;
 use pitr_proto::pdpb::{self, pd_client::PdClient};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::metadata::MetadataValue;
 use tonic::transport::Channel;
 
 use crate::{Playground, PlaygroundConfig};
@@ -168,4 +171,60 @@ async fn watchers_share_a_stream_and_begin_in_the_past_or_now() {
     assert!(next().await.canceled);
     kv.put(put("c", "4")).await.unwrap();
     assert_eq!(next().await.watch_id, created.watch_id);
+}
+
+fn feed(region: &metapb::Region, cluster_id: u64) -> cdcpb::ChangeDataRequest {
+    cdcpb::ChangeDataRequest {
+        header: Some(cdcpb::Header {
+            cluster_id,
+            ticdc_version: "8.5.0".to_owned(),
+        }),
+        region_id: region.id,
+        region_epoch: region.region_epoch,
+        request_id: 9,
+        ..Default::default()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn change_data_answer_on_the_store_port_and_name_unknown_features() {
+    let dir = tempfile::tempdir().unwrap();
+    let playground = Playground::start(PlaygroundConfig {
+        resolved_ts_interval: Duration::from_millis(50),
+        ..PlaygroundConfig::new(dir.path())
+    })
+    .unwrap();
+    let url = format!("http://{}", playground.store_addr());
+    let channel = Channel::from_shared(url).unwrap().connect().await.unwrap();
+    let mut client = ChangeDataClient::new(channel);
+    let region = playground.store().regions().find(b"").unwrap().clone();
+    let request = feed(&region, playground.cluster_id());
+    let open = |features: &'static str| {
+        // The stream stays open behind its first request.
+        let requests = stream::iter([request.clone()]).chain(stream::pending());
+        let mut call = tonic::Request::new(requests);
+        let features = MetadataValue::from_static(features);
+        call.metadata_mut().insert("features", features);
+        call
+    };
+    let refused = client.event_feed_v2(open("x-unknown")).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::Unimplemented);
+    assert_eq!(refused.message(), "x-unknown");
+
+    let answers = client.event_feed_v2(open("stream-multiplexing"));
+    let mut answers = answers.await.unwrap().into_inner();
+    let first = answers.message().await.unwrap().unwrap();
+    assert_eq!(first.events[0].request_id, 9);
+    let mut previous = 0;
+    for _ in 0..3 {
+        let message = answers.message().await.unwrap().unwrap();
+        let resolved = message.resolved_ts.unwrap();
+        assert_eq!(
+            (&resolved.regions[..], resolved.request_id),
+            (&[region.id][..], 9)
+        );
+        assert!(resolved.ts > previous);
+        assert!(playground.store().lock_writes().max_ts().get() >= resolved.ts);
+        previous = resolved.ts;
+    }
 }
