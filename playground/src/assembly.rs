@@ -183,7 +183,10 @@ impl Parts {
             ImportLimits::default(),
         )
         .map_err(|e| format!("import: {e}"))?;
+        // Go clients call a store down after one failure unless it answers health checks.
+        let (_reporter, health) = tonic_health::server::health_reporter();
         Server::builder()
+            .add_service(health)
             .add_service(ChangeDataServer::new(cdc))
             .add_service(import.into_server())
             .serve_with_incoming(incoming(listener)?)
