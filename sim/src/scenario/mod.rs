@@ -1,0 +1,4 @@
+//! What is played in the world.
+
+pub mod failed_flush;
+pub mod random;
