@@ -2,5 +2,13 @@
 //! servers of ours.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "it/cdc.rs"]
+mod cdc;
+#[path = "it/etcd.rs"]
+mod etcd;
+#[path = "it/fake.rs"]
+mod fake;
 #[path = "it/golden.rs"]
 mod golden;
+#[path = "it/pd.rs"]
+mod pd;
