@@ -39,6 +39,21 @@ pub(crate) async fn back_off(attempt: u32) {
     tokio::time::sleep(Duration::from_millis(ms)).await;
 }
 
+/// Reads a small object whole, up to `attempts` times.
+pub async fn get(storage: &dyn Storage, path: &str, attempts: u32) -> Result<Bytes, StorageError> {
+    let mut attempt = 0;
+    loop {
+        match storage.get(path).await {
+            Err(e) if e.class() == Class::Retry && attempt + 1 < attempts => {
+                tracing::info!(object = path, attempt, error = %e, "read is repeated");
+                back_off(attempt).await;
+                attempt += 1;
+            }
+            answer => return answer,
+        }
+    }
+}
+
 /// Reads the bytes of one request, up to `attempts` times.
 pub async fn fetch(storage: &dyn Storage, read: &Read, attempts: u32) -> Result<Bytes, FetchError> {
     let mut attempt = 0;

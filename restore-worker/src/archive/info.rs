@@ -6,8 +6,9 @@ use pitr_format::start_probe::StartProbe;
 use pitr_format::{checkpoint_ts, object_name, start_probe, truncate_safepoint};
 use pitr_storage::{Storage, StorageError};
 
-use super::ArchiveError;
+use super::{ATTEMPTS, ArchiveError};
 use crate::damage::Damage;
+use crate::fetch::get;
 
 /// Facts about the archive as a whole.
 #[derive(Clone, Debug)]
@@ -76,7 +77,7 @@ pub(super) async fn read(storage: &dyn Storage) -> Result<ArchiveInfo, ArchiveEr
 
 /// The object, or `None` when it does not exist.
 async fn optional(storage: &dyn Storage, path: &str) -> Result<Option<bytes::Bytes>, StorageError> {
-    match storage.get(path).await {
+    match get(storage, path, ATTEMPTS).await {
         Ok(bytes) => Ok(Some(bytes)),
         Err(e) if e.is_not_found() => Ok(None),
         Err(e) => Err(e),

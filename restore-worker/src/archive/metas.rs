@@ -8,7 +8,9 @@ use pitr_format::{Cf, Ts};
 use pitr_proto::backup::{DataFileGroup, MetaVersion, Metadata};
 use pitr_storage::{Storage, StorageError};
 
+use super::ATTEMPTS;
 use crate::damage::Damage;
+use crate::fetch::get;
 use crate::plan::Slice;
 
 /// Metas read at once.
@@ -53,7 +55,7 @@ pub(super) async fn read_all(storage: &dyn Storage) -> Result<Vec<MetaObject>, S
 
 async fn read_one(storage: &dyn Storage, path: String) -> Result<MetaObject, StorageError> {
     let name = MetaName::parse(&path).ok();
-    let content = match storage.get(&path).await {
+    let content = match get(storage, &path, ATTEMPTS).await {
         Ok(bytes) => match decode_metadata(&bytes) {
             Ok(meta) => content(&path, name.as_ref(), meta),
             Err(e) => Err(Damage::new(&path, e)),

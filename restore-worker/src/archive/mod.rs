@@ -16,6 +16,9 @@ use crate::plan::Slice;
 pub use info::ArchiveInfo;
 pub use metas::{MetaContent, MetaObject};
 
+/// Attempts of each read.
+const ATTEMPTS: u32 = 5;
+
 /// Why an archive cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum ArchiveError {

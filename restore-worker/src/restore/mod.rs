@@ -83,7 +83,8 @@ impl RestoreOptions {
     }
 }
 
-/// Why a restore stopped. Until [`RestoreError::Target`] or a later stage the target is untouched.
+/// Why a restore stopped. Errors of the archive's objects, its storage and of sorting come before
+/// the target is touched; all others may leave a part of the records in it.
 #[derive(Debug, thiserror::Error)]
 pub enum RestoreError {
     /// The archive is damaged.
