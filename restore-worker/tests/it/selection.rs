@@ -267,3 +267,26 @@ async fn an_encrypted_archive_is_refused_by_name() {
     let error = plan(&archive.open().await, &log_only(10, END)).unwrap_err();
     assert!(matches!(error, PlanError::Unsupported { .. }), "{error}");
 }
+
+#[tokio::test]
+async fn a_meta_that_does_not_hold_what_its_name_says_is_damage() {
+    let edits: [fn(&mut pitr_proto::backup::Metadata); 3] = [
+        |m| m.store_id = 2,
+        |m| m.file_groups[0].data_files_info[0].max_ts = 31,
+        |m| m.file_groups.clear(),
+    ];
+    for edit in edits {
+        let mut archive = Synthetic::new(10).await;
+        let name = archive.flush(&[short(b"a", 20, 30, "v")]).await;
+        let bytes = archive.storage.get(&name).await.unwrap();
+        let mut other = pitr_format::meta::decode_metadata(&bytes).unwrap();
+        edit(&mut other);
+        let bytes = pitr_format::meta::encode_metadata(&other);
+        archive.storage.put(&name, bytes).await.unwrap();
+        let error = plan(&archive.open().await, &log_only(10, END)).unwrap_err();
+        let PlanError::Damage(damage) = error else {
+            panic!("{error}");
+        };
+        assert_eq!(damage.object, name);
+    }
+}

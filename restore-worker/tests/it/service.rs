@@ -289,6 +289,15 @@ async fn ingest_checks_store_then_region_then_each_file() {
             .is_some()
     );
 
+    let (file, bytes) = server.sst(Cf::Write, &[synthetic::short(b"b", 20, 30, "v")]);
+    let not_there = file.upload_meta(&bytes, 4, EPOCH);
+    let split_since = Context {
+        region_epoch: Some(RegionEpoch::default()),
+        ..context()
+    };
+    let error = server.ingest(split_since, vec![not_there]).await.unwrap();
+    assert!(error.epoch_not_match.is_some() && error.stale_command.is_none());
+
     let (file, bytes) = server.sst(Cf::Write, &[synthetic::short(b"zzzz", 20, 30, "v")]);
     let outside = file.upload_meta(&bytes, 4, EPOCH);
     server.upload(&outside, &bytes).await.unwrap();

@@ -63,14 +63,21 @@ impl Target for Shaky {
     }
 }
 
-async fn run(class: Class, failures: usize) -> (Local, Result<u64, RestoreError>, u64) {
+async fn run(
+    class: Class,
+    failures: usize,
+    batch_bytes: u64,
+) -> (Local, Result<u64, RestoreError>, u64) {
     let golden = Golden::proven_empty("log-basic");
     let window = up_to(golden.times.end_ts);
     let (_, wanted) = restore_new(&golden, &window).await;
     let archive = golden.open().await;
     let local = Local::new();
     let target = Shaky::new(&local, class, failures);
-    let options = local.options();
+    let mut options = local.options();
+    options.batch_bytes = batch_bytes;
+    // One at a time, so that most batches are cut after the regions changed.
+    options.ingests = 1;
     let (plan, storage) = (
         plan(&archive, &window).unwrap(),
         Arc::clone(archive.storage()),
@@ -89,7 +96,7 @@ async fn run(class: Class, failures: usize) -> (Local, Result<u64, RestoreError>
 
 #[tokio::test]
 async fn when_regions_split_the_batch_is_cut_again_at_the_new_bounds() {
-    let (_, recuts, ssts) = run(Class::Refresh, 1).await;
+    let (_, recuts, ssts) = run(Class::Refresh, 1, u64::MAX).await;
     assert_eq!(
         (recuts.unwrap(), ssts),
         (1, 6),
@@ -99,14 +106,21 @@ async fn when_regions_split_the_batch_is_cut_again_at_the_new_bounds() {
 
 #[tokio::test]
 async fn a_busy_target_gets_the_same_files_again() {
-    let (_, recuts, ssts) = run(Class::Retry, 2).await;
+    let (_, recuts, ssts) = run(Class::Retry, 2, u64::MAX).await;
     assert_eq!((recuts.unwrap(), ssts), (0, 2));
 }
 
 #[tokio::test]
 async fn a_permanent_refusal_ends_the_restore_at_once() {
-    let (_, result, _) = run(Class::Permanent, 1).await;
+    let (_, result, _) = run(Class::Permanent, 1, u64::MAX).await;
     let error = result.unwrap_err();
     assert!(matches!(error, RestoreError::Target(_)), "{error}");
     assert_eq!(error.class(), Class::Permanent);
+}
+
+#[tokio::test]
+async fn a_split_amid_many_batches_cuts_only_the_batch_that_was_refused() {
+    let (_, recuts, ssts) = run(Class::Refresh, 1, 1 << 15).await;
+    assert_eq!(recuts.unwrap(), 1);
+    assert!(ssts > 20, "{ssts} files");
 }
