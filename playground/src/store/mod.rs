@@ -7,17 +7,23 @@
 //! | [`region`], [`context`] | the partition of the key space and the check in front of commands |
 //! | [`lock`] | the value of the lock column family |
 //! | [`change`] | what observers of writes are told |
+//! | `view`, `command`, `ops` | multi-version reads, the frame of commands, the commands |
+//! | [`service`] | `tikvpb.Tikv` on top |
 
 pub mod change;
+mod command;
 pub mod context;
+mod error;
 #[cfg(test)]
 mod fixture;
 pub mod kernel;
 pub mod lock;
+mod ops;
 pub mod region;
+pub mod service;
 pub mod snapshot;
 pub mod split;
-#[allow(dead_code)]
+mod view;
 mod wait;
 
 pub use kernel::{IdAllocator, OpenError, Store, StoreOptions, WriteGuard};
