@@ -1,2 +1,7 @@
-//! `tikv-pitr`: the command line.
-fn main() {}
+//! `tikv-pitr`: see `cli`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    pitr_sidecar::cli::main()
+}

@@ -1,0 +1,33 @@
+//! Flags that several verbs share, in BR's words.
+
+use clap::Args;
+
+/// How to reach the cluster.
+#[derive(Clone, Debug, Args)]
+pub struct PdArgs {
+    /// Client URLs of PD, separated by commas.
+    #[arg(
+        short = 'u',
+        long = "pd",
+        value_name = "URL",
+        value_delimiter = ',',
+        default_value = "127.0.0.1:2379"
+    )]
+    pub pd: Vec<String>,
+}
+
+/// Where the archive is.
+#[derive(Clone, Debug, Args)]
+pub struct StorageArgs {
+    /// The archive, for example `local:///backup/log`.
+    #[arg(short = 's', long = "storage", value_name = "URL")]
+    pub storage: String,
+}
+
+/// How results are printed.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct OutputArgs {
+    /// Print one JSON document instead of text.
+    #[arg(long)]
+    pub json: bool,
+}

@@ -1,0 +1,90 @@
+//! `log start`: registers a task as `br log start` does, with key ranges instead of tables.
+
+use serde::Serialize;
+
+use super::args::{OutputArgs, PdArgs, StorageArgs};
+use super::{Outcome, output};
+use crate::cluster::Cluster;
+use crate::failure::{Exit, Failure};
+use crate::ranges::{self, RawRange};
+use crate::start::{self, Request, Started};
+use crate::time::{self, Point, TimeError};
+
+/// Arguments of `log start`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    pd: PdArgs,
+    #[command(flatten)]
+    storage: StorageArgs,
+    /// Name of the task.
+    #[arg(long, value_name = "NAME")]
+    task_name: String,
+    /// Begin of the log: TSO, time, `-10m`. Default: now.
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
+    start_ts: Option<String>,
+    /// A range of keys, hex, either side may be empty. May be repeated. Default: everything.
+    #[arg(long = "range", value_name = "START_HEX:END_HEX", value_parser = ranges::parse_range)]
+    ranges: Vec<RawRange>,
+    /// All keys that begin with this text. May be repeated.
+    #[arg(long = "prefix", value_name = "TEXT")]
+    prefixes: Vec<String>,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    task: String,
+    storage: String,
+    start: time::Shown,
+    ranges: Vec<String>,
+    restarted: bool,
+    ranges_were_empty: Option<bool>,
+}
+
+/// Runs the verb.
+pub async fn run(args: Args) -> Outcome {
+    let usage = |error: &dyn std::error::Error| Failure::from_error(Exit::Usage, error);
+    let mut wanted = args.ranges.clone();
+    let prefixes = args.prefixes.iter();
+    wanted.extend(prefixes.map(|prefix| ranges::prefix_range(prefix.as_bytes())));
+    let wanted = ranges::task_ranges(wanted).map_err(|error| usage(&error))?;
+    let point = args.start_ts.as_deref().map(Point::parse).transpose();
+    let point = point.map_err(|error: TimeError| usage(&error))?;
+    let cluster = Cluster::connect(&args.pd.pd).await?;
+    let started = start::start(
+        &cluster,
+        Request {
+            task: args.task_name.clone(),
+            storage_url: args.storage.storage.clone(),
+            start: point,
+            ranges: wanted,
+        },
+    )
+    .await?;
+    print(&args, &started)?;
+    Ok(Exit::Ok)
+}
+
+fn print(args: &Args, started: &Started) -> Result<(), Failure> {
+    for note in &started.notes {
+        output::say(&format!("note: {note}"));
+    }
+    let report = Report {
+        task: args.task_name.clone(),
+        storage: started.storage.clone(),
+        start: time::show(started.start_ts),
+        ranges: started.ranges.iter().map(ranges::show).collect(),
+        restarted: started.restarted,
+        ranges_were_empty: started.ranges_were_empty,
+    };
+    if args.output.json {
+        return output::json(&report);
+    }
+    output::data(&format!("task: {}", report.task));
+    output::data(&format!("storage: {}", report.storage));
+    output::data(&format!("start: {}", time::line(started.start_ts)));
+    output::data(&format!("ranges: {}", report.ranges.join(" ")));
+    Ok(())
+}

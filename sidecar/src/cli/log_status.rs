@@ -1,0 +1,262 @@
+//! `log status`: the tasks and how far their logs reach. The JSON members are those of
+//! `br log status --json` (pingcap/tidb `br/pkg/stream/stream_status.go`) and some of ours.
+
+use std::time::Duration;
+
+use pitr_cluster::tasks::Task;
+use pitr_format::Ts;
+use serde::Serialize;
+
+use super::args::{OutputArgs, PdArgs};
+use super::{Outcome, output};
+use crate::cluster::Cluster;
+use crate::failure::{Exit, Failure};
+use crate::serve::GAP_CODE;
+use crate::{ranges, storage, time};
+
+/// Arguments of `log status`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    pd: PdArgs,
+    /// Only this task.
+    #[arg(long, value_name = "NAME")]
+    task_name: Option<String>,
+    /// End with code 21 when a task lags by more than this.
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    max_lag: Option<Duration>,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    cluster_id: u64,
+    now: u64,
+    gc_safe_point: u64,
+    tasks: Vec<TaskReport>,
+}
+
+#[derive(Debug, Serialize)]
+struct TaskReport {
+    name: String,
+    start_ts: u64,
+    end_ts: u64,
+    status: &'static str,
+    table_filter: Vec<String>,
+    ranges: Vec<String>,
+    progress: Vec<StoreProgress>,
+    storage: String,
+    /// BR's `checkpoint[global]`: what the archive can be restored to.
+    checkpoint: u64,
+    checkpoint_time: time::Shown,
+    /// The checkpoint in PD; the archive's follows it.
+    central_global: Option<u64>,
+    lag_seconds: f64,
+    last_errors: Vec<StoreError>,
+}
+
+#[derive(Debug, Serialize)]
+struct StoreProgress {
+    store_id: u64,
+    checkpoint: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct StoreError {
+    store_id: u64,
+    last_error: LastError,
+}
+
+#[derive(Debug, Serialize)]
+struct LastError {
+    happen_at: u64,
+    error_code: String,
+    error_message: String,
+}
+
+/// Runs the verb.
+pub async fn run(args: Args) -> Outcome {
+    let cluster = Cluster::connect(&args.pd.pd).await?;
+    let (tasks, _) = cluster.tasks.list().await?;
+    let wanted = |task: &Task| {
+        args.task_name
+            .as_ref()
+            .is_none_or(|name| *name == task.name)
+    };
+    let now = cluster.now().await?;
+    let mut report = Report {
+        cluster_id: cluster.pd.cluster_id(),
+        now: now.get(),
+        gc_safe_point: cluster.pd.gc_safe_point().await?.get(),
+        tasks: Vec::new(),
+    };
+    for task in tasks.iter().filter(|task| wanted(task)) {
+        report.tasks.push(describe(&cluster, task, now).await?);
+    }
+    if let (Some(name), true) = (&args.task_name, report.tasks.is_empty()) {
+        return Err(
+            Failure::new(Exit::NotFound, format!("task {name:?} is not registered"))
+                .action("`tikv-pitr log status` without a name lists what is"),
+        );
+    }
+    if args.output.json {
+        output::json(&report)?;
+    } else {
+        print_text(&report);
+    }
+    judge(&report, args.max_lag)
+}
+
+/// The exit code of what was found.
+fn judge(report: &Report, max_lag: Option<Duration>) -> Outcome {
+    for task in &report.tasks {
+        let gap = task
+            .last_errors
+            .iter()
+            .find(|error| error.last_error.error_code == GAP_CODE);
+        if let Some(error) = gap {
+            return Err(Failure::new(Exit::Gap, &error.last_error.error_message)
+                .at(format!("task {}, store {}", task.name, error.store_id))
+                .effect(format!(
+                    "the archive can be restored up to {} only",
+                    task.checkpoint
+                ))
+                .action("take a new full copy and start a new task into a new archive"));
+        }
+        if let Some(limit) = max_lag
+            && task.lag_seconds > limit.as_secs_f64()
+        {
+            let what = format!(
+                "task {} lags by {:.1} s, the limit is {}",
+                task.name,
+                task.lag_seconds,
+                humantime::format_duration(limit)
+            );
+            return Err(Failure::new(Exit::Lag, what));
+        }
+    }
+    Ok(Exit::Ok)
+}
+
+async fn describe(cluster: &Cluster, task: &Task, now: Ts) -> Result<TaskReport, Failure> {
+    let progress = cluster.tasks.storage_checkpoints(&task.name).await?;
+    let errors = cluster.tasks.last_errors(&task.name).await?;
+    let central = cluster.tasks.global_checkpoint(&task.name).await?;
+    let start = Ts::new(task.info.start_ts);
+    let checkpoint = progress.iter().map(|(_, ts)| *ts).fold(start, Ts::max);
+    Ok(TaskReport {
+        name: task.name.clone(),
+        start_ts: task.info.start_ts,
+        end_ts: task.info.end_ts,
+        status: match (errors.is_empty(), task.paused) {
+            (false, _) => "ERROR",
+            (true, true) => "PAUSE",
+            (true, false) => "NORMAL",
+        },
+        table_filter: task.info.table_filter.clone(),
+        ranges: task.ranges.iter().map(ranges::show).collect(),
+        progress: progress
+            .iter()
+            .map(|(store_id, ts)| StoreProgress {
+                store_id: *store_id,
+                checkpoint: ts.get(),
+            })
+            .collect(),
+        storage: storage::uri_of_task(&task.info),
+        checkpoint: checkpoint.get(),
+        checkpoint_time: time::show(checkpoint),
+        central_global: central.map(Ts::get),
+        lag_seconds: time::lag(now, checkpoint).as_secs_f64(),
+        last_errors: errors
+            .into_iter()
+            .map(|(store_id, error)| StoreError {
+                store_id,
+                last_error: LastError {
+                    happen_at: error.happen_at,
+                    error_code: error.error_code,
+                    error_message: error.error_message,
+                },
+            })
+            .collect(),
+    })
+}
+
+fn print_text(report: &Report) {
+    if report.tasks.is_empty() {
+        output::data("no task is registered");
+    }
+    for task in &report.tasks {
+        output::data(&format!("name: {}", task.name));
+        output::data(&format!("status: {}", task.status));
+        output::data(&format!("start: {}", time::line(Ts::new(task.start_ts))));
+        output::data(&format!("storage: {}", task.storage));
+        output::data(&format!("ranges: {}", task.ranges.join(" ")));
+        output::data(&format!(
+            "checkpoint[global]: {}; gap={:.1}s",
+            time::line(Ts::new(task.checkpoint)),
+            task.lag_seconds
+        ));
+        for error in &task.last_errors {
+            output::data(&format!(
+                "error[store={}]: {} {}",
+                error.store_id, error.last_error.error_code, error.last_error.error_message
+            ));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(lag_seconds: f64, code: Option<&str>) -> Report {
+        let last_error = |code: &str| StoreError {
+            store_id: 1,
+            last_error: LastError {
+                happen_at: 1,
+                error_code: code.to_owned(),
+                error_message: "GC passed".to_owned(),
+            },
+        };
+        let task = TaskReport {
+            name: "t".to_owned(),
+            start_ts: 1,
+            end_ts: 2,
+            status: "NORMAL",
+            table_filter: Vec::new(),
+            ranges: Vec::new(),
+            progress: Vec::new(),
+            storage: String::new(),
+            checkpoint: 7,
+            checkpoint_time: time::show(Ts::new(7)),
+            central_global: None,
+            lag_seconds,
+            last_errors: code.map(last_error).into_iter().collect(),
+        };
+        Report {
+            cluster_id: 1,
+            now: 1,
+            gc_safe_point: 0,
+            tasks: vec![task],
+        }
+    }
+
+    #[test]
+    fn lag_over_the_limit_and_a_gap_have_their_own_codes() {
+        let limit = Some(Duration::from_secs(10));
+        assert_eq!(judge(&report(9.0, None), limit), Ok(Exit::Ok));
+        assert_eq!(judge(&report(11.0, None), None), Ok(Exit::Ok));
+        assert_eq!(
+            judge(&report(11.0, None), limit).unwrap_err().exit,
+            Exit::Lag
+        );
+        let gap = judge(&report(0.0, Some(GAP_CODE)), None).unwrap_err();
+        assert_eq!(gap.exit, Exit::Gap);
+        assert!(gap.effect.contains("up to 7"));
+        assert_eq!(
+            judge(&report(0.0, Some("KV:LogBackup:Pd")), None),
+            Ok(Exit::Ok)
+        );
+    }
+}

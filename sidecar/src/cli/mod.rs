@@ -1,0 +1,155 @@
+//! The command line: verbs, exit codes, what goes to stdout and what to stderr. One file a verb;
+//! a verb returns an [`Exit`] or a [`Failure`], and only this file prints failures and ends the
+//! process.
+
+mod args;
+mod log_metadata;
+mod log_start;
+mod log_status;
+mod log_stop;
+mod output;
+mod restore_point;
+mod serve;
+mod verify_data;
+mod verify_scan;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+use crate::failure::{Exit, Failure};
+
+/// Point-in-time recovery for TiKV: keeps a log of every change in object storage and brings a
+/// store back to a chosen second.
+#[derive(Debug, Parser)]
+#[command(name = "tikv-pitr", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Run the sidecar of one store.
+    Serve(serve::Args),
+    /// Life cycle of a log backup.
+    #[command(subcommand)]
+    Log(LogVerb),
+    /// Bring data back.
+    #[command(subcommand)]
+    Restore(RestoreVerb),
+    /// Check an archive or a cluster.
+    #[command(subcommand)]
+    Verify(VerifyVerb),
+}
+
+#[derive(Debug, Subcommand)]
+enum LogVerb {
+    /// Register a task, so that the sidecars begin to write its log.
+    Start(log_start::Args),
+    /// Show the tasks and how far their logs reach.
+    Status(log_status::Args),
+    /// Remove a task; its archive stays.
+    Stop(log_stop::Args),
+    /// Show the time window that an archive covers.
+    Metadata(log_metadata::Args),
+}
+
+#[derive(Debug, Subcommand)]
+enum RestoreVerb {
+    /// Restore an archive into an empty cluster, up to a point in time.
+    Point(restore_point::Args),
+}
+
+#[derive(Debug, Subcommand)]
+enum VerifyVerb {
+    /// Check every object of an archive: digests, counts, bounds, what is missing or too much.
+    Data(verify_data::Args),
+    /// Print the digest over what a running cluster shows at one moment.
+    Scan(verify_scan::Args),
+}
+
+/// What a verb gives back.
+pub type Outcome = Result<Exit, Failure>;
+
+/// Parses the arguments of the process, runs the verb and gives its exit code.
+pub fn main() -> ExitCode {
+    run(std::env::args_os())
+}
+
+/// [`main`] with the arguments given, program name first.
+pub fn run(args: impl IntoIterator<Item = std::ffi::OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => {
+            let code = if error.use_stderr() {
+                Exit::Usage
+            } else {
+                Exit::Ok
+            };
+            // Nothing is left to do when even that cannot be printed.
+            let _ = error.print();
+            return ExitCode::from(code as u8);
+        }
+    };
+    init_logs();
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => return end(Err(Failure::from_error(Exit::Internal, &error))),
+    };
+    let outcome = runtime.block_on(dispatch(cli.verb));
+    // Threads that wait for a storage that hangs must not keep the process.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    end(outcome)
+}
+
+async fn dispatch(verb: Verb) -> Outcome {
+    match verb {
+        Verb::Serve(args) => serve::run(args).await,
+        Verb::Log(LogVerb::Start(args)) => interruptible(log_start::run(args)).await,
+        Verb::Log(LogVerb::Status(args)) => interruptible(log_status::run(args)).await,
+        Verb::Log(LogVerb::Stop(args)) => interruptible(log_stop::run(args)).await,
+        Verb::Log(LogVerb::Metadata(args)) => interruptible(log_metadata::run(args)).await,
+        Verb::Restore(RestoreVerb::Point(args)) => interruptible(restore_point::run(args)).await,
+        Verb::Verify(VerifyVerb::Data(args)) => interruptible(verify_data::run(args)).await,
+        Verb::Verify(VerifyVerb::Scan(args)) => interruptible(verify_scan::run(args)).await,
+    }
+}
+
+/// Ends a verb at Ctrl-C. `serve` has its own way to end.
+async fn interruptible(verb: impl Future<Output = Outcome>) -> Outcome {
+    tokio::select! {
+        outcome = verb => outcome,
+        signal = tokio::signal::ctrl_c() => Err(match signal {
+            Ok(()) => Failure::new(Exit::Interrupted, "interrupted")
+                .effect("what was written so far stays; the verb can be run again"),
+            Err(error) => Failure::from_error(Exit::Internal, &error),
+        }),
+    }
+}
+
+fn init_logs() {
+    let filter =
+        EnvFilter::try_from_env("TIKV_PITR_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let logs = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(output::colour_on_stderr());
+    // A second call in one process (tests) keeps the first subscriber.
+    let _ = logs.try_init();
+}
+
+fn end(outcome: Outcome) -> ExitCode {
+    let exit = match outcome {
+        Ok(exit) => exit,
+        Err(failure) => {
+            output::say(&failure.to_string());
+            failure.exit
+        }
+    };
+    ExitCode::from(exit as u8)
+}

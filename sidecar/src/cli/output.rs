@@ -1,0 +1,74 @@
+//! Where output goes: data to stdout, everything else to stderr.
+
+use std::io::{IsTerminal, Write};
+
+use serde::Serialize;
+
+use crate::failure::{Exit, Failure};
+
+/// Prints one line (or block) of data to stdout. A closed pipe is the reader's choice, not an
+/// error.
+pub fn data(text: &str) {
+    let _ = writeln!(std::io::stdout().lock(), "{text}");
+}
+
+/// Prints something that is not data to stderr.
+pub fn say(text: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
+}
+
+/// Prints one JSON document to stdout.
+pub fn json(value: &impl Serialize) -> Result<(), Failure> {
+    let text = serde_json::to_string_pretty(value)
+        .map_err(|error| Failure::from_error(Exit::Internal, &error))?;
+    data(&text);
+    Ok(())
+}
+
+/// Whether stderr is a terminal, so that a bar may be drawn.
+pub fn terminal_on_stderr() -> bool {
+    std::io::stderr().is_terminal()
+}
+
+/// Whether stderr may be coloured (`NO_COLOR` says no).
+pub fn colour_on_stderr() -> bool {
+    terminal_on_stderr() && std::env::var_os("NO_COLOR").is_none()
+}
+
+/// `1.5 MiB`, `2.0 GiB`.
+pub fn bytes(n: u64) -> String {
+    const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
+    if n < 1024 {
+        return format!("{n} B");
+    }
+    let mut value = n as f64 / 1024.0;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    format!("{value:.1} {}", UNITS[unit])
+}
+
+/// MB a second of `n` bytes in `elapsed`.
+pub fn mb_per_second(n: u64, elapsed: std::time::Duration) -> f64 {
+    n as f64 / 1e6 / elapsed.as_secs_f64().max(1e-3)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_shown_with_one_decimal_in_the_fitting_unit() {
+        assert_eq!(bytes(1023), "1023 B");
+        assert_eq!(bytes(1536), "1.5 KiB");
+        assert_eq!(bytes(3 << 30), "3.0 GiB");
+        assert_eq!(bytes(5000 << 40), "5000.0 TiB");
+    }
+
+    #[test]
+    fn speed_survives_a_zero_duration() {
+        assert!(mb_per_second(1_000_000, std::time::Duration::ZERO).is_finite());
+    }
+}

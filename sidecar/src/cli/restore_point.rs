@@ -1,0 +1,279 @@
+//! `restore point`: an archive into an empty cluster, up to a point in time.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use pitr_format::digest::ScanDigest;
+use pitr_restore_worker::restore::{Stage, target_ranges};
+use pitr_restore_worker::rewrite::Rewrite;
+use pitr_restore_worker::{Archive, Plan, Progress, Report, RestoreOptions};
+use serde::Serialize;
+
+use super::args::{OutputArgs, PdArgs, StorageArgs};
+use super::{Outcome, output};
+use crate::cluster::{Cluster, now_or_local};
+use crate::failure::{Exit, Failure};
+use crate::restore::{self, checks, target::ClusterTarget};
+use crate::time::{self, Point};
+use crate::{ranges, scan, storage};
+
+/// Arguments of `restore point`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    pd: PdArgs,
+    #[command(flatten)]
+    storage: StorageArgs,
+    /// The moment: TSO, `2026-11-22T09:10:28+08:00`, `2026-11-22 09:10:28+0800`, `-10m` or
+    /// `latest`. Default: `latest`.
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
+    restored_ts: Option<String>,
+    /// Restore the changes since the log's start although the archive does not prove that there
+    /// was nothing before.
+    #[arg(long)]
+    log_only: bool,
+    /// Print the plan and stop.
+    #[arg(long)]
+    dry_run: bool,
+    /// Where sort runs and SST files wait. Default: the system's temporary directory.
+    #[arg(long, value_name = "DIR")]
+    temp_dir: Option<PathBuf>,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+#[derive(Debug, Serialize)]
+struct PlanReport {
+    archive: String,
+    start: time::Shown,
+    restored: time::Shown,
+    slices: u64,
+    records: u64,
+    stored_bytes: u64,
+    plain_bytes: u64,
+    objects: u64,
+    requests: usize,
+}
+
+#[derive(Debug, Serialize)]
+struct RestoreReport {
+    archive: String,
+    cluster_id: u64,
+    start: time::Shown,
+    restored: time::Shown,
+    records_read: u64,
+    filtered: FilteredReport,
+    duplicates: u64,
+    records_written: u64,
+    bytes_written: u64,
+    files: u64,
+    seconds: f64,
+    mb_per_second: f64,
+    record_digest: String,
+    scan_digest: String,
+    keys: u64,
+    verified: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct FilteredReport {
+    total: u64,
+    out_of_window: u64,
+    lock_or_rollback: u64,
+    out_of_range: u64,
+    unreferenced_value: u64,
+}
+
+/// Runs the verb.
+pub async fn run(args: Args) -> Outcome {
+    let point = args.restored_ts.as_deref().map(Point::parse).transpose();
+    let point = point.map_err(|error| Failure::from_error(Exit::Usage, &error))?;
+    let archive = Archive::open(storage::open_existing(&args.storage.storage)?).await?;
+    let now = match point {
+        Some(Point::Ago(_)) => now_or_local(&args.pd.pd).await,
+        _ => time::local_now(),
+    };
+    let restored = restore::restored_ts(&archive, point.as_ref(), now)?;
+    let plan = restore::plan(&archive, restored, args.log_only)?;
+    if args.dry_run {
+        return show_plan(&args, &plan);
+    }
+    let cluster = Cluster::connect(&args.pd.pd).await?;
+    let source = archive
+        .info
+        .backup_meta
+        .as_ref()
+        .map(|meta| meta.cluster_id);
+    let ranges = target_ranges(&plan, &Rewrite::identity());
+    checks::target(&cluster, source, restored, &ranges).await?;
+    output::say(&format!(
+        "restoring {} to {}",
+        plan.uri,
+        time::line(restored)
+    ));
+    let began = Instant::now();
+    let report = write(&args, &archive, &plan, &cluster).await?;
+    let elapsed = began.elapsed();
+    output::say(&format!(
+        "restored {} records in {:.1} s ({:.1} MB/s); reading the target for the proof",
+        report.written,
+        elapsed.as_secs_f64(),
+        output::mb_per_second(report.written_bytes, elapsed),
+    ));
+    let everything = ranges::task_ranges(Vec::new())
+        .map_err(|error| Failure::from_error(Exit::Internal, &error))?;
+    let seen = scan::digest(&cluster, &everything, restored)
+        .await
+        .map_err(unverified)?;
+    let verified = seen == report.expected_scan;
+    print(&args, &plan, &cluster, &report, elapsed, &seen)?;
+    if verified {
+        return Ok(Exit::Ok);
+    }
+    Err(Failure::new(
+        Exit::Damage,
+        "the target does not show what the archive holds",
+    )
+    .at(format!(
+        "scan digest {seen} over {} keys, expected {} over {}",
+        seen.count(),
+        report.expected_scan,
+        report.expected_scan.count()
+    ))
+    .effect("do not use the target")
+    .action("restore again into a new, empty cluster; make sure that nobody writes to it"))
+}
+
+/// The data is there, but the proof could not be made.
+fn unverified(failure: Failure) -> Failure {
+    Failure {
+        exit: Exit::Unverified,
+        what: format!(
+            "restored, but the target could not be read for the proof: {}",
+            failure.what
+        ),
+        ..failure
+    }
+    .effect("the record digests agree; what a reader sees was not compared")
+    .action("run `tikv-pitr verify scan` on the target and on the source and compare")
+}
+
+fn show_plan(args: &Args, plan: &Plan) -> Outcome {
+    if !args.output.json {
+        output::data(&plan.to_string());
+        output::data(&format!("from:     {}", time::line(plan.start)));
+        output::data(&format!("to:       {}", time::line(plan.restored)));
+        return Ok(Exit::Ok);
+    }
+    output::json(&PlanReport {
+        archive: plan.uri.clone(),
+        start: time::show(plan.start),
+        restored: time::show(plan.restored),
+        slices: plan.write.slices + plan.default.slices,
+        records: plan.write.records + plan.default.records,
+        stored_bytes: plan.write.stored_bytes + plan.default.stored_bytes,
+        plain_bytes: plan.write.plain_bytes + plan.default.plain_bytes,
+        objects: plan.objects,
+        requests: plan.reads.len(),
+    })?;
+    Ok(Exit::Ok)
+}
+
+/// Runs the restore and shows how far it is.
+async fn write(
+    args: &Args,
+    archive: &Archive,
+    plan: &Plan,
+    cluster: &Cluster,
+) -> Result<Report, Failure> {
+    let temp_dir = args.temp_dir.clone().unwrap_or_else(std::env::temp_dir);
+    let options = RestoreOptions::rocks(temp_dir);
+    let progress = Arc::new(Progress::default());
+    let target = ClusterTarget::new(cluster);
+    let storage = archive.storage().clone();
+    let restoring = pitr_restore_worker::restore(plan, storage, &target, options, progress.clone());
+    tokio::pin!(restoring);
+    let bar = bar();
+    let mut tick = tokio::time::interval(Duration::from_millis(200));
+    let ended = loop {
+        tokio::select! {
+            ended = &mut restoring => break ended,
+            _ = tick.tick() => draw(&bar, &progress),
+        }
+    };
+    bar.finish_and_clear();
+    ended.map_err(|error| restore::restore_failure(&error, progress.ingested_amount().1))
+}
+
+fn bar() -> ProgressBar {
+    if !output::terminal_on_stderr() {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::new(0);
+    if let Ok(style) = ProgressStyle::with_template(
+        "{msg:10} [{bar:40}] {bytes}/{total_bytes} {bytes_per_sec} {elapsed}",
+    ) {
+        bar.set_style(style);
+    }
+    bar
+}
+
+fn draw(bar: &ProgressBar, progress: &Progress) {
+    let (read, total) = progress.plain_bytes();
+    let (ingested, _) = progress.ingested_amount();
+    let (message, position) = match progress.stage() {
+        Stage::Waiting => ("waiting", 0),
+        Stage::Reading => ("reading", read),
+        Stage::Ingesting | Stage::Done => ("ingesting", ingested.min(total)),
+    };
+    bar.set_message(message);
+    bar.set_length(total);
+    bar.set_position(position);
+}
+
+fn print(
+    args: &Args,
+    plan: &Plan,
+    cluster: &Cluster,
+    report: &Report,
+    elapsed: Duration,
+    seen: &ScanDigest,
+) -> Result<(), Failure> {
+    let verified = *seen == report.expected_scan;
+    if !args.output.json {
+        output::data(&report.to_string());
+        output::data(&format!("restored to: {}", time::line(report.restored)));
+        output::data(&format!("scan digest: {seen} over {} keys", seen.count()));
+        output::data(&format!(
+            "verified:    {}",
+            if verified { "yes" } else { "no" }
+        ));
+        return Ok(());
+    }
+    output::json(&RestoreReport {
+        archive: plan.uri.clone(),
+        cluster_id: cluster.pd.cluster_id(),
+        start: time::show(report.start),
+        restored: time::show(report.restored),
+        records_read: report.read,
+        filtered: FilteredReport {
+            total: report.filtered.total(),
+            out_of_window: report.filtered.out_of_window,
+            lock_or_rollback: report.filtered.lock_or_rollback,
+            out_of_range: report.filtered.out_of_range,
+            unreferenced_value: report.filtered.unreferenced_value,
+        },
+        duplicates: report.duplicates,
+        records_written: report.written,
+        bytes_written: report.written_bytes,
+        files: report.ssts,
+        seconds: elapsed.as_secs_f64(),
+        mb_per_second: output::mb_per_second(report.written_bytes, elapsed),
+        record_digest: report.digest_out.to_string(),
+        scan_digest: seen.to_string(),
+        keys: seen.count(),
+        verified,
+    })
+}

@@ -1,0 +1,54 @@
+//! `serve`: runs the sidecar until a signal. The first SIGTERM or SIGINT makes a last flush, the
+//! second ends the process at once.
+
+use std::path::PathBuf;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use super::Outcome;
+use crate::config::{Config, ConfigError};
+use crate::failure::{Exit, Failure};
+use crate::serve;
+
+/// Arguments of `serve`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The configuration, TOML.
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+}
+
+/// Runs the verb.
+pub async fn run(args: Args) -> Outcome {
+    let config = Config::load(&args.config).map_err(|error| bad_config(&args, &error))?;
+    let (stop, stopped) = watch::channel(false);
+    let internal = |error: std::io::Error| Failure::from_error(Exit::Internal, &error);
+    let mut term = signal(SignalKind::terminate()).map_err(internal)?;
+    let mut int = signal(SignalKind::interrupt()).map_err(internal)?;
+    let serving = serve::serve(config, stopped);
+    tokio::pin!(serving);
+    let mut signals = 0;
+    loop {
+        tokio::select! {
+            ended = &mut serving => return ended.map(|()| Exit::Ok),
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
+        signals += 1;
+        if signals > 1 {
+            return Err(Failure::new(Exit::Interrupted, "ended by a second signal")
+                .effect("what was not flushed is read again at the next start"));
+        }
+        tracing::info!("stopping after a last flush; a second signal ends at once");
+        // The sidecar may have ended by itself at the same moment.
+        let _ = stop.send(true);
+    }
+}
+
+fn bad_config(args: &Args, error: &ConfigError) -> Failure {
+    Failure::from_error(Exit::Config, error)
+        .at(args.config.display().to_string())
+        .effect("nothing was started")
+        .action("correct the file; the keys are listed in `tikv-pitr serve --help`")
+}

@@ -1,0 +1,103 @@
+//! The cluster that a verb works on: clients of one PD, and how their errors end a verb. Made
+//! once per verb (or sidecar) and shared.
+
+use std::sync::Arc;
+
+use pitr_cluster::etcd::{EtcdClient, EtcdError};
+use pitr_cluster::pd::{PdClient, PdError};
+use pitr_cluster::tasks::{TaskError, TaskRegistry};
+use pitr_format::{Class, Ts};
+use pitr_proto::metapb;
+
+use crate::failure::{Exit, Failure, exit_of};
+use crate::time;
+
+/// Clients of one cluster.
+#[derive(Clone)]
+pub struct Cluster {
+    /// Placement driver.
+    pub pd: Arc<PdClient>,
+    /// Key-value store inside PD.
+    pub etcd: Arc<EtcdClient>,
+    /// The tasks that are registered there.
+    pub tasks: TaskRegistry,
+}
+
+impl Cluster {
+    /// Connects; fails with code 75 when nobody answers within some seconds.
+    pub async fn connect(endpoints: &[String]) -> Result<Self, Failure> {
+        let pd = PdClient::connect(endpoints).await?;
+        let etcd = EtcdClient::new(&pd.urls())?;
+        let tasks = TaskRegistry::new(etcd.clone());
+        Ok(Cluster { pd, etcd, tasks })
+    }
+
+    /// PD's time.
+    pub async fn now(&self) -> Result<Ts, Failure> {
+        Ok(self.pd.tso().await?)
+    }
+
+    /// Stores that hold data of TiKV: neither removed ones nor TiFlash.
+    pub async fn tikv_stores(&self) -> Result<Vec<metapb::Store>, PdError> {
+        let stores = self.pd.stores().await?;
+        Ok(stores.into_iter().filter(is_tikv).collect())
+    }
+}
+
+fn is_tikv(store: &metapb::Store) -> bool {
+    let tombstone = store.state == metapb::StoreState::Tombstone as i32;
+    let flash = store
+        .labels
+        .iter()
+        .any(|label| label.key == "engine" && label.value.starts_with("tiflash"));
+    !tombstone && !flash
+}
+
+/// PD's time, or the local clock when PD does not answer.
+pub async fn now_or_local(endpoints: &[String]) -> Ts {
+    match Cluster::connect(endpoints).await {
+        Ok(cluster) => cluster.now().await.unwrap_or_else(|_| time::local_now()),
+        Err(_) => time::local_now(),
+    }
+}
+
+impl From<PdError> for Failure {
+    fn from(error: PdError) -> Self {
+        let exit = match &error {
+            PdError::Address(_) => Exit::Usage,
+            PdError::WrongCluster { .. } => Exit::Conflict,
+            PdError::Rejected { .. } | PdError::Unsupported { .. } => Exit::Internal,
+            other => exit_of(other.class()),
+        };
+        Failure::from_error(exit, &error)
+    }
+}
+
+impl From<EtcdError> for Failure {
+    fn from(error: EtcdError) -> Self {
+        let exit = match &error {
+            EtcdError::Address(_) => Exit::Usage,
+            other => exit_of(other.class()),
+        };
+        Failure::from_error(exit, &error)
+    }
+}
+
+impl From<TaskError> for Failure {
+    fn from(error: TaskError) -> Self {
+        let exit = match &error {
+            TaskError::Exists { .. } => Exit::Conflict,
+            TaskError::NotFound { .. } => Exit::NotFound,
+            TaskError::BadName { .. } => Exit::Usage,
+            TaskError::Damaged { .. } => Exit::Damage,
+            TaskError::Etcd(EtcdError::Address(_)) => Exit::Usage,
+            TaskError::Etcd(_) | TaskError::Contended { .. } => exit_of(error.class()),
+        };
+        Failure::from_error(exit, &error)
+    }
+}
+
+/// Whether an error of this class is worth another try.
+pub fn retriable(class: Class) -> bool {
+    !matches!(class, Class::Permanent)
+}

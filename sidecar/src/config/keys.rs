@@ -1,0 +1,126 @@
+//! Every key of the configuration with its unit, default and meaning; and the check that names
+//! the nearest key when one is misspelt.
+
+use super::ConfigError;
+
+/// What a user wants to know about one key.
+#[derive(Clone, Copy, Debug)]
+pub struct KeyDoc {
+    /// Path of the key, tables joined with dots.
+    pub key: &'static str,
+    /// Type and unit.
+    pub unit: &'static str,
+    /// Default as it would be written; `None` = must be given, or has none.
+    pub default: Option<&'static str>,
+    /// Meaning, limits and cost.
+    pub doc: &'static str,
+}
+
+/// All keys.
+pub const KEYS: &[KeyDoc] = &[
+    KeyDoc {
+        key: "pd-endpoints",
+        unit: "list of URLs",
+        default: None,
+        doc: "Client URLs of PD, `host:port` or with `http://`. One is enough; more survive the loss of one.",
+    },
+    KeyDoc {
+        key: "store-id",
+        unit: "integer",
+        default: None,
+        doc: "The store to tail, by id. Give this or `store-address`.",
+    },
+    KeyDoc {
+        key: "store-address",
+        unit: "host:port",
+        default: None,
+        doc: "The store to tail, by the address that PD knows; its id is asked from PD.",
+    },
+    KeyDoc {
+        key: "status-addr",
+        unit: "ip:port",
+        default: Some("127.0.0.1:20190"),
+        doc: "Where /metrics, /status.json and /healthz are served.",
+    },
+    KeyDoc {
+        key: "log-backup.max-flush-interval",
+        unit: "duration",
+        default: Some("3m"),
+        doc: "Longest time between two flushes; at least 1s. Shorter = smaller loss window, more objects: each flush writes at least one.",
+    },
+    KeyDoc {
+        key: "log-backup.file-size-limit",
+        unit: "bytes",
+        default: Some("256MiB"),
+        doc: "Buffered plaintext that starts a flush before its time, and the size at which merged objects are cut; at least 64KiB. Memory grows with it.",
+    },
+    KeyDoc {
+        key: "log-backup.num-threads",
+        unit: "integer",
+        default: Some("2"),
+        doc: "Threads that sort changes into slices; 1 to 64.",
+    },
+];
+
+/// How different a key may be and still be suggested: edits per length.
+const SIMILAR_ENOUGH: f64 = 0.6;
+
+/// Refuses the first key that does not exist.
+pub(super) fn check(table: &toml::Table) -> Result<(), ConfigError> {
+    let mut unknown = None;
+    walk(table, "", &mut |key, _| {
+        if unknown.is_none() && !KEYS.iter().any(|doc| doc.key == key) {
+            unknown = Some(first_unknown_part(key));
+        }
+    });
+    match unknown {
+        None => Ok(()),
+        Some(key) => Err(ConfigError::UnknownKey {
+            nearest: nearest(&key),
+            key,
+        }),
+    }
+}
+
+/// Calls `visit` with the path and the value of every leaf; an empty table counts as a leaf.
+pub(super) fn walk(table: &toml::Table, prefix: &str, visit: &mut dyn FnMut(&str, &toml::Value)) {
+    for (name, value) in table {
+        let path = format!("{prefix}{name}");
+        match value {
+            toml::Value::Table(inner) if !inner.is_empty() => {
+                walk(inner, &format!("{path}."), visit);
+            }
+            toml::Value::Table(_) if is_table(&path) => {}
+            _ => visit(&path, value),
+        }
+    }
+}
+
+/// The table's name when the table itself is unknown, else the whole path.
+fn first_unknown_part(key: &str) -> String {
+    match key.split_once('.') {
+        Some((table, _)) if !is_table(table) => table.to_owned(),
+        _ => key.to_owned(),
+    }
+}
+
+fn is_table(name: &str) -> bool {
+    KEYS.iter().any(|doc| {
+        doc.key
+            .strip_prefix(name)
+            .is_some_and(|rest| rest.starts_with('.'))
+    })
+}
+
+fn nearest(key: &str) -> Option<String> {
+    let tables = KEYS
+        .iter()
+        .filter_map(|doc| doc.key.split_once('.').map(|(table, _)| table));
+    KEYS.iter()
+        .map(|doc| doc.key)
+        .chain(tables)
+        .map(|known| (strsim::normalized_damerau_levenshtein(key, known), known))
+        .filter(|(similar, _)| *similar >= SIMILAR_ENOUGH)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, known)| known.to_owned())
+}

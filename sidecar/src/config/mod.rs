@@ -1,0 +1,256 @@
+//! The configuration of `tikv-pitr serve`: one struct, defaults in one place, each key documented
+//! in [`KEYS`]. Read once at start by `cli::serve`; nothing else reads files or the environment.
+
+mod keys;
+mod units;
+
+use std::net::SocketAddr;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+pub use keys::{KEYS, KeyDoc};
+pub use units::{ByteSize, Span};
+
+/// What `serve` needs to know. Keys, units and defaults: [`KEYS`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Config {
+    /// Client URLs of PD.
+    pub pd_endpoints: Vec<String>,
+    /// The store to tail, by id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store_id: Option<u64>,
+    /// The store to tail, by the address that PD knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store_address: Option<String>,
+    /// Where the admin HTTP server listens.
+    #[serde(default = "Config::default_status_addr")]
+    pub status_addr: SocketAddr,
+    /// How the log is written.
+    #[serde(default)]
+    pub log_backup: LogBackupConfig,
+}
+
+/// `[log-backup]`, with TiKV's item names.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct LogBackupConfig {
+    /// Longest time between two flushes.
+    pub max_flush_interval: Span,
+    /// Buffered bytes that start a flush early.
+    pub file_size_limit: ByteSize,
+    /// Threads that sort changes into slices.
+    pub num_threads: usize,
+}
+
+impl Default for LogBackupConfig {
+    fn default() -> Self {
+        LogBackupConfig {
+            max_flush_interval: Span::from_secs(180),
+            file_size_limit: ByteSize::mib(256),
+            num_threads: 2,
+        }
+    }
+}
+
+/// Why a configuration was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the configuration {path}: {message}")]
+    Unreadable {
+        /// The file.
+        path: String,
+        /// The system's words.
+        message: String,
+    },
+    /// A key that does not exist.
+    #[error("unknown key `{key}`{}", .nearest.as_ref().map(|n| format!(", did you mean `{n}`?")).unwrap_or_default())]
+    UnknownKey {
+        /// As written, with its table.
+        key: String,
+        /// The most similar key that exists.
+        nearest: Option<String>,
+    },
+    /// Not TOML, a wrong type, or a key that is needed is missing.
+    #[error("{0}")]
+    Syntax(String),
+    /// A value outside of what the key allows.
+    #[error("`{key}` = {value}: {rule}")]
+    Value {
+        /// The key.
+        key: &'static str,
+        /// The value found.
+        value: String,
+        /// What is allowed.
+        rule: &'static str,
+    },
+}
+
+impl Config {
+    fn default_status_addr() -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], 20190))
+    }
+
+    /// Reads and checks a file.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|error| ConfigError::Unreadable {
+            path: path.display().to_string(),
+            message: error.to_string(),
+        })?;
+        Config::parse(&text)
+    }
+
+    /// Reads and checks the text of a file.
+    pub fn parse(text: &str) -> Result<Self, ConfigError> {
+        let syntax = |error: toml::de::Error| ConfigError::Syntax(error.to_string());
+        let table: toml::Table = text.parse().map_err(syntax)?;
+        keys::check(&table)?;
+        let config: Config = toml::from_str(text).map_err(syntax)?;
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let refuse = |key, value: String, rule| Err(ConfigError::Value { key, value, rule });
+        if self.pd_endpoints.is_empty() || self.pd_endpoints.iter().any(String::is_empty) {
+            let value = format!("{:?}", self.pd_endpoints);
+            return refuse(
+                "pd-endpoints",
+                value,
+                "at least one client URL of PD is needed",
+            );
+        }
+        match (self.store_id, &self.store_address) {
+            (Some(0), _) => {
+                return refuse("store-id", "0".to_owned(), "store ids begin with 1");
+            }
+            (Some(_), None) | (None, Some(_)) => {}
+            _ => {
+                return refuse(
+                    "store-id",
+                    format!(
+                        "{:?}, store-address = {:?}",
+                        self.store_id, self.store_address
+                    ),
+                    "exactly one of `store-id` and `store-address` must be given",
+                );
+            }
+        }
+        let log = &self.log_backup;
+        if log.max_flush_interval < Span::from_secs(1) {
+            let value = log.max_flush_interval.to_string();
+            return refuse("log-backup.max-flush-interval", value, "at least 1s");
+        }
+        if log.file_size_limit < ByteSize::kib(64) {
+            let value = log.file_size_limit.to_string();
+            return refuse("log-backup.file-size-limit", value, "at least 64KiB");
+        }
+        if !(1..=64).contains(&log.num_threads) {
+            let value = log.num_threads.to_string();
+            return refuse("log-backup.num-threads", value, "1 to 64");
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SMALLEST: &str =
+        "pd-endpoints = [\"127.0.0.1:2379\"]\nstore-address = \"127.0.0.1:20160\"\n";
+
+    fn error(text: &str) -> String {
+        Config::parse(text).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn two_keys_are_enough_and_the_rest_has_defaults() {
+        let config = Config::parse(SMALLEST).unwrap();
+        assert_eq!(config.log_backup, LogBackupConfig::default());
+        assert_eq!(config.status_addr.port(), 20190);
+        assert_eq!(config.store_id, None);
+    }
+
+    #[test]
+    fn human_units_are_read() {
+        let text = format!(
+            "{SMALLEST}[log-backup]\nmax-flush-interval = \"1m 30s\"\nfile-size-limit = \"8MiB\"\n"
+        );
+        let log = Config::parse(&text).unwrap().log_backup;
+        assert_eq!(log.max_flush_interval, Span::from_secs(90));
+        assert_eq!(log.file_size_limit, ByteSize::mib(8));
+    }
+
+    #[test]
+    fn an_unknown_key_names_the_nearest() {
+        assert_eq!(
+            error(&format!(
+                "{SMALLEST}[log-backup]\nmax-flush-intervall = \"3m\"\n"
+            )),
+            "unknown key `log-backup.max-flush-intervall`, did you mean `log-backup.max-flush-interval`?"
+        );
+        assert_eq!(
+            error(&format!("{SMALLEST}status-adr = \"x\"\n")),
+            "unknown key `status-adr`, did you mean `status-addr`?"
+        );
+        assert_eq!(
+            error(&format!("{SMALLEST}[logbackup]\nnum-threads = 1\n")),
+            "unknown key `logbackup`, did you mean `log-backup`?"
+        );
+        assert_eq!(
+            error(&format!("{SMALLEST}xyzzy = 1\n")),
+            "unknown key `xyzzy`"
+        );
+    }
+
+    #[test]
+    fn values_outside_of_their_limits_are_refused_with_the_rule() {
+        let with = |line: &str| format!("{SMALLEST}[log-backup]\n{line}\n");
+        assert!(error(&with("max-flush-interval = \"500ms\"")).contains("at least 1s"));
+        assert!(error(&with("file-size-limit = \"1KiB\"")).contains("at least 64KiB"));
+        assert!(error(&with("num-threads = 0")).contains("1 to 64"));
+        assert!(error(&with("max-flush-interval = \"soon\"")).contains("soon"));
+        assert!(error("pd-endpoints = []\nstore-id = 1\n").contains("client URL of PD"));
+        assert!(error("pd-endpoints = [\"a\"]\n").contains("exactly one of"));
+        assert!(
+            error("pd-endpoints = [\"a\"]\nstore-id = 1\nstore-address = \"b\"\n")
+                .contains("exactly one")
+        );
+        assert!(error("store-id = 1\n").contains("pd"));
+    }
+
+    #[test]
+    fn the_table_of_keys_and_the_struct_agree() {
+        let mut config = Config::parse(SMALLEST).unwrap();
+        config.store_id = Some(1);
+        let written = toml::Table::try_from(&config).unwrap();
+        let mut found = Vec::new();
+        keys::walk(&written, "", &mut |key, _| found.push(key.to_owned()));
+        let mut documented: Vec<String> = KEYS.iter().map(|k| k.key.to_owned()).collect();
+        found.sort();
+        documented.sort();
+        assert_eq!(found, documented);
+        for doc in KEYS {
+            if let Some(default) = doc.default {
+                let value = lookup(&written, doc.key);
+                assert_eq!(value, default, "default of {}", doc.key);
+            }
+        }
+    }
+
+    fn lookup(table: &toml::Table, key: &str) -> String {
+        let mut found = String::new();
+        keys::walk(table, "", &mut |k, value| {
+            if k == key {
+                found = match value {
+                    toml::Value::String(text) => text.clone(),
+                    other => other.to_string(),
+                };
+            }
+        });
+        found
+    }
+}

@@ -1,0 +1,86 @@
+//! `restore point`: from an archive into an empty cluster, with proof.
+//!
+//! Order: what the archive can give ([`plan`]), what the target must be ([`checks`]), the restore
+//! itself into [`target`], then the scan of the target at the restored ts, compared with what the
+//! selection of the archive must show. Nothing is written before every slice was read and proven.
+
+pub mod checks;
+pub mod target;
+
+use pitr_format::Ts;
+use pitr_restore_worker::{Archive, Plan, PlanError, RestoreError, Window};
+
+use crate::failure::{Exit, Failure, exit_of};
+use crate::storage::exit_of_storage;
+use crate::time::{self, Point};
+
+/// Resolves `--restored-ts`; the default is the archive's end. An archive without a head or
+/// without any checkpoint is refused here, before its missing bounds confuse the message.
+pub fn restored_ts(archive: &Archive, point: Option<&Point>, now: Ts) -> Result<Ts, Failure> {
+    let uri = || archive.info.uri.clone();
+    if archive.info.backup_meta.is_none() {
+        return Err(plan_failure(PlanError::NoBackupMeta { uri: uri() }));
+    }
+    let Some(latest) = archive.info.log_max else {
+        return Err(plan_failure(PlanError::NoCheckpoint { uri: uri() }));
+    };
+    let point = point.unwrap_or(&Point::Latest);
+    point
+        .resolve(now, Some(latest))
+        .map_err(|error| Failure::from_error(Exit::Usage, &error))
+}
+
+/// Plans the restore of the whole archive up to `restored`.
+pub fn plan(archive: &Archive, restored: Ts, log_only: bool) -> Result<Plan, Failure> {
+    let window = Window {
+        start: None,
+        restored,
+        ranges: Vec::new(),
+        log_only,
+    };
+    pitr_restore_worker::plan(archive, &window).map_err(plan_failure)
+}
+
+fn plan_failure(error: PlanError) -> Failure {
+    let exit = match &error {
+        PlanError::NoBackupMeta { .. } | PlanError::NoCheckpoint { .. } => Exit::NotFound,
+        PlanError::OutsideWindow { .. } | PlanError::NotProvenEmpty { .. } => Exit::Usage,
+        PlanError::Unsupported { .. } => Exit::Internal,
+        PlanError::Damage(_) => Exit::Damage,
+    };
+    let failure = Failure::from_error(exit, &error).effect("nothing was written");
+    match error {
+        PlanError::OutsideWindow { min, max, .. } => failure
+            .at(format!(
+                "the window is {} to {}",
+                time::line(min),
+                time::line(max)
+            ))
+            .action("choose a time inside the window"),
+        PlanError::Damage(_) => {
+            failure.action("`tikv-pitr verify data` lists everything that is damaged")
+        }
+        _ => failure,
+    }
+}
+
+/// How a restore that began ended badly. `written` is what the target had taken by then.
+pub fn restore_failure(error: &RestoreError, written: u64) -> Failure {
+    let exit = match error {
+        RestoreError::Damage(_) | RestoreError::NotProven(_) => Exit::Damage,
+        RestoreError::Cut(error) if error.is_damage() => Exit::Damage,
+        RestoreError::Storage(error) => exit_of_storage(error.kind),
+        RestoreError::TempDir { .. } => Exit::Usage,
+        _ if written > 0 => Exit::Partial,
+        other => exit_of(other.class()),
+    };
+    let failure = Failure::from_error(exit, error);
+    if written == 0 {
+        return failure.effect("nothing was written to the target");
+    }
+    failure
+        .effect(format!(
+            "the target holds {written} records, a part of the data: do not use it"
+        ))
+        .action("restore again into a new, empty cluster")
+}

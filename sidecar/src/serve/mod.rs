@@ -1,0 +1,244 @@
+//! The running sidecar of one store: admin HTTP first, then PD, then one runner per task.
+//!
+//! The supervisor owns the set of runners and follows the task registry: a task that appears is
+//! run, one that is paused is unloaded, one that is gone is forgotten and its safepoints are
+//! released. It ends when it is told to stop, after every runner made its last flush.
+
+pub mod guard;
+mod hold;
+mod runner;
+mod session;
+mod sink;
+mod source;
+mod store;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use pitr_cluster::tasks::{Task, TaskEvent};
+use pitr_observer::metrics::TaskStatus as MetricStatus;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+
+use crate::admin::http::AdminServer;
+use crate::admin::{Board, Metrics, TaskState};
+use crate::cluster::Cluster;
+use crate::config::{Config, LogBackupConfig};
+use crate::failure::{Exit, Failure};
+use runner::Stop;
+
+/// Error code of a gap, in `last-error` at PD and in metrics.
+pub const GAP_CODE: &str = "PITR:Gap";
+
+/// What every runner needs.
+pub(crate) struct Context {
+    /// Clients of the cluster.
+    pub cluster: Cluster,
+    /// The store that is tailed.
+    pub store_id: u64,
+    /// Where it listens.
+    pub store_addr: String,
+    /// `[log-backup]`.
+    pub config: LogBackupConfig,
+    /// What `/status.json` shows.
+    pub board: Arc<Board>,
+    /// What `/metrics` shows.
+    pub metrics: Arc<Metrics>,
+}
+
+/// Runs the sidecar until `stop` turns true (or its sender is gone).
+pub async fn serve(config: Config, mut stop: watch::Receiver<bool>) -> Result<(), Failure> {
+    let board = Arc::new(Board::new());
+    let metrics = Metrics::new().map_err(|error| Failure::from_error(Exit::Internal, &error))?;
+    let metrics = Arc::new(metrics);
+    let admin = AdminServer::start(config.status_addr, board.clone(), metrics.clone())
+        .await
+        .map_err(|error| bind_failure(&config, &error))?;
+    tracing::info!(addr = %admin.addr(), "admin HTTP is up");
+    let connect = async {
+        let cluster = Cluster::connect(&config.pd_endpoints).await?;
+        let store = store::resolve(&cluster, &config).await?;
+        Ok::<_, Failure>((cluster, store))
+    };
+    let (cluster, store) = tokio::select! {
+        connected = connect => connected?,
+        () = stopped(&mut stop) => return Ok(()),
+    };
+    board.update(|page| {
+        page.cluster_id = Some(cluster.pd.cluster_id());
+        page.store_id = Some(store.id);
+        page.waiting_for.clear();
+    });
+    tracing::info!(
+        cluster = cluster.pd.cluster_id(),
+        store = store.id,
+        "serving"
+    );
+    let (fatal, fatal_inbox) = mpsc::channel(1);
+    let supervisor = Supervisor {
+        events: cluster.tasks.events(),
+        context: Arc::new(Context {
+            cluster,
+            store_id: store.id,
+            store_addr: store.address,
+            config: config.log_backup,
+            board,
+            metrics,
+        }),
+        running: BTreeMap::new(),
+        fatal,
+        fatal_inbox,
+    };
+    supervisor.run(stop).await
+}
+
+fn bind_failure(config: &Config, error: &std::io::Error) -> Failure {
+    let exit = match error.kind() {
+        std::io::ErrorKind::AddrInUse => Exit::Conflict,
+        std::io::ErrorKind::PermissionDenied => Exit::Auth,
+        _ => Exit::Config,
+    };
+    Failure::new(exit, format!("cannot listen for admin HTTP: {error}"))
+        .at(config.status_addr.to_string())
+        .action("choose another `status-addr`, or end the sidecar that already runs here")
+}
+
+/// Waits until `stop` turns true.
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    // A sender that is gone means nobody can ask for anything else.
+    let _ = stop.wait_for(|stop| *stop).await;
+}
+
+/// A task that is loaded.
+struct Running {
+    stop: watch::Sender<Stop>,
+    done: JoinHandle<bool>,
+}
+
+struct Supervisor {
+    context: Arc<Context>,
+    events: mpsc::Receiver<TaskEvent>,
+    running: BTreeMap<String, Running>,
+    /// Runners send what must end the process.
+    fatal: mpsc::Sender<Failure>,
+    fatal_inbox: mpsc::Receiver<Failure>,
+}
+
+impl Supervisor {
+    async fn run(mut self, mut stop: watch::Receiver<bool>) -> Result<(), Failure> {
+        loop {
+            tokio::select! {
+                () = stopped(&mut stop) => break,
+                Some(failure) = self.fatal_inbox.recv() => {
+                    self.stop_all().await;
+                    return Err(failure);
+                }
+                event = self.events.recv() => match event {
+                    Some(event) => self.handle(event).await,
+                    None => return Err(Failure::new(
+                        Exit::Internal, "the follower of the task registry ended",
+                    )),
+                },
+            }
+        }
+        if self.stop_all().await {
+            return Ok(());
+        }
+        Err(Failure::new(
+            Exit::Partial,
+            "stopped, but the last flush did not become durable",
+        )
+        .effect("nothing is lost: the next start reads on from the checkpoint")
+        .action("see the log for the reason; start again once the storage works"))
+    }
+
+    /// Lets every runner make its last flush; whether all could.
+    async fn stop_all(&mut self) -> bool {
+        for running in self.running.values() {
+            let _ = running.stop.send(Stop::Drain);
+        }
+        let mut clean = true;
+        for (name, running) in std::mem::take(&mut self.running) {
+            clean &= finish(&name, running).await;
+        }
+        clean
+    }
+
+    async fn handle(&mut self, event: TaskEvent) {
+        let metrics = self.context.metrics.clone();
+        match event {
+            TaskEvent::Added(task) => {
+                metrics.count_task_event("task_add");
+                self.unload(&task.name, Stop::Drop).await;
+                if task.paused {
+                    self.show_paused(&task.name, task.info.start_ts);
+                } else {
+                    self.load(task);
+                }
+            }
+            TaskEvent::Resumed(task) => {
+                metrics.count_task_event("task_resume");
+                self.unload(&task.name, Stop::Drop).await;
+                self.load(task);
+            }
+            TaskEvent::Paused(name) => {
+                metrics.count_task_event("task_pause");
+                self.unload(&name, Stop::Drain).await;
+                self.show_paused(&name, 0);
+            }
+            TaskEvent::Removed(name) => {
+                metrics.count_task_event("task_remove");
+                self.unload(&name, Stop::Drop).await;
+                self.context.board.remove(&name);
+                metrics.observer.forget_task(&name);
+                hold::release(&self.context, &name).await;
+                tracing::info!(task = name, "the task is gone");
+            }
+            TaskEvent::Disconnected(error) => {
+                metrics.count_task_event("error");
+                tracing::warn!(
+                    error,
+                    "the task registry cannot be read; what is loaded goes on"
+                );
+            }
+        }
+    }
+
+    fn load(&mut self, task: Task) {
+        let (stop, inbox) = watch::channel(Stop::No);
+        let name = task.name.clone();
+        let start_ts = task.info.start_ts;
+        self.context
+            .board
+            .set_state(&name, start_ts, TaskState::Loading);
+        let run = runner::run(self.context.clone(), task, inbox, self.fatal.clone());
+        let done = tokio::spawn(run);
+        self.running.insert(name, Running { stop, done });
+    }
+
+    async fn unload(&mut self, name: &str, how: Stop) {
+        if let Some(running) = self.running.remove(name) {
+            let _ = running.stop.send(how);
+            finish(name, running).await;
+        }
+    }
+
+    fn show_paused(&self, name: &str, start_ts: u64) {
+        self.context
+            .board
+            .set_state(name, start_ts, TaskState::Paused);
+        let metrics = &self.context.metrics.observer;
+        metrics.set_task_status(name, MetricStatus::Paused);
+        tracing::info!(task = name, "the task is paused");
+    }
+}
+
+async fn finish(name: &str, running: Running) -> bool {
+    match running.done.await {
+        Ok(clean) => clean,
+        Err(error) => {
+            tracing::error!(task = name, %error, "the runner of the task broke");
+            false
+        }
+    }
+}

@@ -1,0 +1,414 @@
+//! One life of a task: load it from the durable truth, tail, flush and publish until something
+//! ends it. After any end the next session begins again at what is durable; nothing of an old
+//! session is carried over, so nothing of it can be trusted by mistake.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use pitr_cluster::tasks::Task;
+use pitr_format::Ts;
+use pitr_observer::{
+    FlushSchedule, Flusher, FlusherConfig, Generation, Observer, ObserverConfig, ObserverHandle,
+    Publisher, PublisherConfig, TaskStatus as MetricStatus,
+};
+use pitr_storage::SharedStorage;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep};
+
+use super::runner::{self, Stop, asked_to_stop};
+use super::sink::RegistrySink;
+use super::source::{Lost, Source};
+use super::{Context, hold};
+use crate::admin::TaskState;
+use crate::failure::{Exit, Failure, exit_of};
+use crate::{archive, storage, time};
+
+/// How often it is looked whether a flush is due by size.
+const TICK: Duration = Duration::from_millis(100);
+/// A publication that failed is repeated after this time.
+const PUBLISH_AGAIN: Duration = Duration::from_secs(1);
+/// How long the last flush may take when the sidecar is asked to leave.
+const DRAIN_LIMIT: Duration = Duration::from_secs(20);
+/// Smallest memory for rows, whatever the flush size.
+const MIN_BUDGET: u64 = 128 << 20;
+
+/// Why a session ended.
+pub(super) enum End {
+    /// It was asked to; whether everything read became durable.
+    Stopped {
+        /// False when the last flush failed.
+        clean: bool,
+    },
+    /// History is missing: retrying cannot help.
+    Gap(String),
+    /// Try again later.
+    Failed {
+        /// Why.
+        failure: Failure,
+        /// Whether it flushed at least once.
+        ran: bool,
+    },
+    /// Nothing that this process could do would be right.
+    Fatal(Failure),
+}
+
+/// Runs one session.
+pub(super) async fn run(
+    context: &Arc<Context>,
+    task: &Task,
+    stop: &mut watch::Receiver<Stop>,
+) -> End {
+    let loaded = tokio::select! {
+        loaded = Session::load(context, task) => loaded,
+        _ = asked_to_stop(stop) => return End::Stopped { clean: true },
+    };
+    match loaded {
+        Ok(session) => session.tail(stop).await,
+        Err(end) => end,
+    }
+}
+
+struct Session {
+    context: Arc<Context>,
+    task: String,
+    start_ts: Ts,
+    observer: ObserverHandle,
+    flusher: Flusher,
+    publisher: Publisher,
+    schedule: FlushSchedule,
+    source: Source,
+    /// Sealed and not yet durable.
+    generation: Option<Generation>,
+    /// Failures of publishing in a row, and when it is tried again.
+    publish_failed: Option<Instant>,
+    flushes: u64,
+    began: Instant,
+    globals: watch::Sender<Ts>,
+    keeper: JoinHandle<()>,
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.keeper.abort();
+    }
+}
+
+impl Session {
+    async fn load(context: &Arc<Context>, task: &Task) -> Result<Session, End> {
+        let board = &context.board;
+        board.task(&task.name, |status| {
+            status.storage = storage::uri_of_task(&task.info);
+        });
+        let archive = open_archive(context, task).await?;
+        let (stored, global) = durable_start(context, task).await?;
+        let ranges = task.encoded_ranges();
+        let metrics = context.metrics.observer.clone();
+        let log = &context.config;
+        let flusher_config = FlusherConfig {
+            merge_limit: log.file_size_limit.get(),
+            ..FlusherConfig::new(context.store_id)
+        };
+        let flusher = Flusher::open(archive.clone(), flusher_config, metrics.clone())
+            .await
+            .map_err(|error| failed(exit_of(error.class()), &error))?;
+        let sink = RegistrySink {
+            tasks: context.cluster.tasks.clone(),
+            task: task.name.clone(),
+            store_id: context.store_id,
+        };
+        let start_ts = Ts::new(task.info.start_ts);
+        let publisher_config = PublisherConfig {
+            task: task.name.clone(),
+            store_id: context.store_id,
+            ranges: ranges.clone(),
+            start_ts,
+            global_checkpoint: stored,
+        };
+        let publisher = Publisher::open(publisher_config, archive, Arc::new(sink), metrics.clone())
+            .await
+            .map_err(|error| failed(exit_of(error.class()), &error))?;
+        let observer = Observer::start(observer_config(context), ranges.clone(), metrics)
+            .map_err(|error| failed(Exit::Internal, &error))?;
+        let source = Source::start(context, ranges, publisher.frontier(), observer.clone())
+            .map_err(End::not_loaded)?;
+        let (globals, followed) = watch::channel(global);
+        let keeper = tokio::spawn(hold::keep(context.clone(), task.name.clone(), followed));
+        let (interval, limit) = (log.max_flush_interval.get(), log.file_size_limit.get());
+        let session = Session {
+            context: context.clone(),
+            task: task.name.clone(),
+            start_ts,
+            observer,
+            flusher,
+            publisher,
+            schedule: FlushSchedule::new(interval, limit, Duration::ZERO),
+            source,
+            generation: None,
+            publish_failed: None,
+            flushes: 0,
+            began: Instant::now(),
+            globals,
+            keeper,
+        };
+        session.show_running();
+        Ok(session)
+    }
+
+    async fn tail(mut self, stop: &mut watch::Receiver<Stop>) -> End {
+        loop {
+            tokio::select! {
+                how = asked_to_stop(stop) => {
+                    let clean = how == Stop::Drop || self.drain().await;
+                    return End::Stopped { clean };
+                }
+                lost = self.source.lost() => {
+                    // What was read up to here is good and makes the archive reach further.
+                    self.drain().await;
+                    return match lost {
+                        Lost::Gap(reason) => End::Gap(reason),
+                        Lost::Broken(failure) => End::Failed { failure, ran: self.flushes > 0 },
+                    };
+                }
+                () = sleep(TICK) => {}
+            }
+            if let Err(failure) = self.tick().await {
+                return End::Failed {
+                    failure,
+                    ran: self.flushes > 0,
+                };
+            }
+        }
+    }
+
+    /// Flushes and publishes what is due. An error ends the session; what can be repeated with
+    /// the same generation is not one.
+    async fn tick(&mut self) -> Result<(), Failure> {
+        let buffered = self.observer.buffered_bytes();
+        let now = self.began.elapsed();
+        self.context
+            .board
+            .task(&self.task, |status| status.buffered_bytes = buffered);
+        if self.schedule.due(now, buffered).is_some() {
+            self.schedule.started(now);
+            match self.flush().await {
+                Ok(()) => self.schedule.succeeded(),
+                Err(Trouble::Again(failure)) => {
+                    self.schedule.failed(self.began.elapsed());
+                    self.show_failing(&failure);
+                }
+                Err(Trouble::Over(failure)) => return Err(failure),
+            }
+        }
+        if self.publish_failed.is_some_and(|at| at <= Instant::now()) {
+            self.publish().await;
+        }
+        Ok(())
+    }
+
+    /// Makes the kept generation durable, or a new one, and publishes what it proves.
+    async fn flush(&mut self) -> Result<(), Trouble> {
+        let mut generation = match self.generation.take() {
+            Some(kept) => kept,
+            None => self
+                .observer
+                .seal()
+                .await
+                .map_err(|error| Trouble::Over(Failure::from_error(Exit::TryAgain, &error)))?,
+        };
+        let result = self.flush_generation(&mut generation).await;
+        if result.is_err() {
+            self.generation = Some(generation);
+        }
+        let now = result?;
+        self.flushes += 1;
+        self.publish().await;
+        self.show_flushed(now);
+        Ok(())
+    }
+
+    async fn flush_generation(&mut self, generation: &mut Generation) -> Result<Ts, Trouble> {
+        let now = self.context.cluster.pd.tso().await;
+        let now = now.map_err(|error| Trouble::Again(error.into()))?;
+        let flushed = self.flusher.flush(generation, now).await;
+        let proof = flushed.map_err(|error| {
+            let failure = Failure::from_error(exit_of(error.class()), &error);
+            match error {
+                // Storage failures of any kind may be mended outside: keep the generation.
+                pitr_observer::FlushError::Storage { .. }
+                | pitr_observer::FlushError::Open(_)
+                | pitr_observer::FlushError::Incomplete(_) => Trouble::Again(failure),
+                pitr_observer::FlushError::OutOfOrder { .. }
+                | pitr_observer::FlushError::MetaCollision { .. } => Trouble::Over(failure),
+            }
+        })?;
+        let absorbed = self.publisher.absorb(&proof);
+        let fault = generation.faults().first();
+        match (absorbed.gaps, fault) {
+            (0, None) => Ok(now),
+            (0, Some(fault)) => Err(Trouble::Over(
+                Failure::new(
+                    Exit::TryAgain,
+                    format!("a row was refused: {}", fault.reason),
+                )
+                .at(format!("region {}", fault.region_id))
+                .effect("the checkpoint stays; the regions are read again from it"),
+            )),
+            (gaps, _) => Err(Trouble::Over(
+                Failure::new(
+                    Exit::TryAgain,
+                    format!("{gaps} ranges were read from too late"),
+                )
+                .effect("their checkpoint stays; everything is read again from it"),
+            )),
+        }
+    }
+
+    /// Brings PD and the archive up to the proven checkpoint; a failure is repeated later.
+    async fn publish(&mut self) {
+        match self.publisher.publish().await {
+            Ok(published) => {
+                let recovered = self.publish_failed.take().is_some();
+                let global = published.global.unwrap_or(self.start_ts);
+                self.flusher.set_global_checkpoint(global);
+                self.globals.send_replace(global);
+                self.show_published(published.object);
+                if self.schedule.failures() == 0 || recovered {
+                    self.show_running();
+                }
+            }
+            Err(error) => {
+                self.publish_failed = Some(Instant::now() + PUBLISH_AGAIN);
+                self.show_failing(&Failure::from_error(exit_of(error.class()), &error));
+            }
+        }
+    }
+
+    /// The last flush: everything read so far becomes durable and published, or it is told that
+    /// it did not.
+    async fn drain(&mut self) -> bool {
+        let until = Instant::now() + DRAIN_LIMIT;
+        // A kept generation first, then what came after it.
+        let mut rounds = if self.generation.is_some() { 2 } else { 1 };
+        while rounds > 0 {
+            match self.flush().await {
+                Ok(()) => rounds -= 1,
+                Err(Trouble::Again(failure)) if Instant::now() < until => {
+                    self.show_failing(&failure);
+                    sleep(PUBLISH_AGAIN).await;
+                }
+                Err(Trouble::Again(failure) | Trouble::Over(failure)) => {
+                    self.show_failing(&failure);
+                    return false;
+                }
+            }
+        }
+        while self.publish_failed.is_some() && Instant::now() < until {
+            sleep(PUBLISH_AGAIN).await;
+            self.publish().await;
+        }
+        self.publish_failed.is_none()
+    }
+
+    fn show_running(&self) {
+        let board = &self.context.board;
+        board.set_state(&self.task, self.start_ts.get(), TaskState::Running);
+        let metrics = &self.context.metrics.observer;
+        metrics.set_task_status(&self.task, MetricStatus::Running);
+    }
+
+    fn show_failing(&self, failure: &Failure) {
+        runner::show_failing(&self.context, &self.task, &failure.to_string(), false);
+    }
+
+    fn show_flushed(&self, now: Ts) {
+        let metrics = &self.context.metrics.observer;
+        let uploaded = &metrics.upload_file_size_bytes;
+        let bytes = ["log", "metadata"].map(|kind| uploaded.with_label_values(&[kind]).get());
+        let events = metrics.handle_kv_batch.get_sample_sum() as u64;
+        let object = self.publisher.published().object.max(self.start_ts);
+        metrics.set_lag(&self.task, now, object);
+        self.context.board.task(&self.task, |status| {
+            status.flushes += 1;
+            status.bytes = bytes.iter().sum();
+            status.events = events;
+            status.lag_seconds = Some(time::lag(now, object).as_secs_f64());
+        });
+    }
+
+    fn show_published(&self, object: Ts) {
+        if !object.is_zero() {
+            let checkpoint = Some(time::show(object));
+            self.context
+                .board
+                .task(&self.task, |status| status.checkpoint = checkpoint);
+        }
+    }
+}
+
+/// What a failed step means for the session.
+enum Trouble {
+    /// Repeat it with the same generation.
+    Again(Failure),
+    /// Begin a new session at what is durable.
+    Over(Failure),
+}
+
+impl End {
+    fn not_loaded(failure: Failure) -> End {
+        End::Failed {
+            failure,
+            ran: false,
+        }
+    }
+}
+
+fn failed(exit: Exit, error: &dyn std::error::Error) -> End {
+    End::not_loaded(Failure::from_error(exit, error))
+}
+
+/// Where the task stands: the checkpoint that PD holds, if any, and the ts from which everything
+/// must be read. GC is held there before anything is registered, and read back.
+async fn durable_start(context: &Context, task: &Task) -> Result<(Option<Ts>, Ts), End> {
+    let not_loaded = |error: Failure| End::not_loaded(error);
+    let stored = context.cluster.tasks.global_checkpoint(&task.name).await;
+    let stored = stored.map_err(|error| not_loaded(error.into()))?;
+    let start_ts = Ts::new(task.info.start_ts);
+    let global = stored.unwrap_or(start_ts).max(start_ts);
+    let effective = hold::hold(context, &task.name, global).await;
+    let effective = effective.map_err(|error| not_loaded(error.into()))?;
+    if effective > global {
+        return Err(End::Gap(format!(
+            "GC removed history that the task still needs: the checkpoint is {}, the GC safepoint \
+             {}; take a new full copy and start a new task into a new archive",
+            time::line(global),
+            time::line(effective),
+        )));
+    }
+    Ok((stored, global))
+}
+
+/// Opens the storage of the task and makes sure that it is the archive of this cluster.
+async fn open_archive(context: &Context, task: &Task) -> Result<SharedStorage, End> {
+    let storage = storage::open_task(&task.info).map_err(|error| End::not_loaded(error.into()))?;
+    let own = context.cluster.pd.cluster_id();
+    match archive::cluster_of(&storage).await {
+        Ok(found) if found == own => Ok(storage),
+        Ok(found) => Err(End::Fatal(archive::other_cluster(
+            &storage.uri(),
+            found,
+            own,
+        ))),
+        Err(failure) => Err(End::not_loaded(failure)),
+    }
+}
+
+fn observer_config(context: &Context) -> ObserverConfig {
+    let limit = context.config.file_size_limit.get();
+    ObserverConfig {
+        shards: context.config.num_threads,
+        memory_budget: limit.saturating_mul(4).max(MIN_BUDGET),
+        slice_limit: limit,
+        ..ObserverConfig::default()
+    }
+}

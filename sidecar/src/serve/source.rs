@@ -1,0 +1,151 @@
+//! The change stream of the store as the observer's source: takes the tracker's events in their
+//! order and hands them over one by one.
+//!
+//! When the observer has no room the hand-over waits; the stream's own bounded queue then gives
+//! whole regions back instead of slowing the store down. Nothing is ever left out: an event that
+//! cannot be handed over ends the source.
+
+use std::sync::Arc;
+
+use pitr_cluster::regions::{RegionTracker, TrackerEvent, TrackerOptions};
+use pitr_format::EncodedRange;
+use pitr_observer::{ObserverHandle, RegionMeta, SendError, SharedFrontier, SourceEvent};
+use pitr_proto::metapb;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+use super::Context;
+use crate::failure::{Exit, Failure};
+use crate::time;
+
+/// Why no more changes come.
+pub(super) enum Lost {
+    /// History is missing.
+    Gap(String),
+    /// Anything that a new session may mend.
+    Broken(Failure),
+}
+
+/// Tails the regions that the store leads, until dropped.
+pub(super) struct Source {
+    pump: JoinHandle<()>,
+    lost: oneshot::Receiver<Lost>,
+}
+
+impl Drop for Source {
+    fn drop(&mut self) {
+        self.pump.abort();
+    }
+}
+
+impl Source {
+    /// Starts tailing `ranges` from the frontier into `observer`.
+    pub fn start(
+        context: &Arc<Context>,
+        ranges: Vec<EncodedRange>,
+        frontier: SharedFrontier,
+        observer: ObserverHandle,
+    ) -> Result<Source, Failure> {
+        let options = TrackerOptions::new(
+            context.store_id,
+            context.store_addr.clone(),
+            ranges,
+            Arc::new(move |range: &EncodedRange| frontier.min_over(range)),
+        );
+        let tracker = RegionTracker::new(context.cluster.pd.clone(), options)
+            .map_err(|error| Failure::from_error(Exit::Internal, &error))?;
+        let (tell, lost) = oneshot::channel();
+        let pump = tokio::spawn(async move {
+            let why = pump(tracker, observer).await;
+            // A session that is gone does not care.
+            let _ = tell.send(why);
+        });
+        Ok(Source { pump, lost })
+    }
+
+    /// Waits until the source ends, which it only does when it must. Cancel-safe; to be awaited
+    /// to its end at most once.
+    pub async fn lost(&mut self) -> Lost {
+        match (&mut self.lost).await {
+            Ok(lost) => lost,
+            Err(_) => Lost::Broken(Failure::new(
+                Exit::Internal,
+                "the reader of the change stream broke",
+            )),
+        }
+    }
+}
+
+async fn pump(mut tracker: RegionTracker, observer: ObserverHandle) -> Lost {
+    while let Some(event) = tracker.next_event().await {
+        let handed = match event {
+            TrackerEvent::Gap {
+                range,
+                checkpoint_ts,
+                safe_point,
+            } => {
+                return Lost::Gap(format!(
+                    "GC removed history of range {range:?}: it must be read from {}, the GC \
+                     safepoint is {}; take a new full copy and start a new task into a new archive",
+                    time::line(checkpoint_ts),
+                    time::line(safe_point),
+                ));
+            }
+            TrackerEvent::Failed { text } => {
+                return Lost::Broken(
+                    Failure::new(Exit::TryAgain, text).effect("the checkpoint stays"),
+                );
+            }
+            TrackerEvent::Resolved { subs, ts } => {
+                let resolved = subs
+                    .into_iter()
+                    .map(|sub| SourceEvent::Resolved { sub: sub.0, ts });
+                hand_over(&observer, resolved).await
+            }
+            TrackerEvent::Started {
+                sub,
+                region,
+                checkpoint_ts,
+            } => {
+                let started = SourceEvent::Started {
+                    sub: sub.0,
+                    region: region_meta(&region),
+                    checkpoint_ts,
+                };
+                observer.send(started).await
+            }
+            TrackerEvent::Records { sub, records } => {
+                let sub = sub.0;
+                observer.send(SourceEvent::Batch { sub, records }).await
+            }
+            TrackerEvent::Ended { sub, reason } => {
+                tracing::debug!(sub = sub.0, %reason, "a subscription ended");
+                observer.send(SourceEvent::Ended { sub: sub.0 }).await
+            }
+        };
+        if let Err(error) = handed {
+            return Lost::Broken(Failure::from_error(Exit::TryAgain, &error));
+        }
+    }
+    Lost::Broken(Failure::new(Exit::TryAgain, "the change stream ended"))
+}
+
+async fn hand_over(
+    observer: &ObserverHandle,
+    events: impl Iterator<Item = SourceEvent>,
+) -> Result<(), SendError> {
+    for event in events {
+        observer.send(event).await?;
+    }
+    Ok(())
+}
+
+fn region_meta(region: &metapb::Region) -> RegionMeta {
+    let epoch = region.region_epoch.unwrap_or_default();
+    RegionMeta {
+        id: region.id,
+        conf_ver: epoch.conf_ver,
+        version: epoch.version,
+        range: EncodedRange::new(region.start_key.clone(), region.end_key.clone()),
+    }
+}

@@ -1,0 +1,10 @@
+//! What the verbs promise: exit codes, messages, and the whole way from a store to an archive and
+//! back, against the playground.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+#[path = "it/archives.rs"]
+mod archives;
+#[path = "it/command.rs"]
+mod command;
+#[path = "it/without_cluster.rs"]
+mod without_cluster;
