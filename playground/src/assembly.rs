@@ -34,6 +34,7 @@ use crate::pd::state::{StateError, StateFile};
 use crate::pd::topology::Topology;
 use crate::pd::tso::TimestampOracle;
 use crate::status;
+use crate::store::service::TikvService;
 use crate::store::{IdAllocator, RegionIds, SplitError, Store, StoreOptions, context_of};
 
 /// Version that the store reports.
@@ -187,6 +188,7 @@ impl Parts {
         let (_reporter, health) = tonic_health::server::health_reporter();
         Server::builder()
             .add_service(health)
+            .add_service(TikvService::server(self.store.clone()))
             .add_service(ChangeDataServer::new(cdc))
             .add_service(import.into_server())
             .serve_with_incoming(incoming(listener)?)
