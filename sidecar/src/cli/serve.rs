@@ -7,12 +7,13 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use super::Outcome;
-use crate::config::{Config, ConfigError};
+use crate::config::{self, Config, ConfigError};
 use crate::failure::{Exit, Failure};
 use crate::serve;
 
 /// Arguments of `serve`.
 #[derive(Debug, clap::Args)]
+#[command(after_long_help = config::help())]
 pub struct Args {
     /// The configuration, TOML.
     #[arg(long, value_name = "FILE")]

@@ -62,6 +62,24 @@ pub const KEYS: &[KeyDoc] = &[
     },
 ];
 
+/// All keys with unit, default and meaning, for `--help`.
+pub fn help() -> String {
+    let mut out = String::from("Keys of the configuration:\n");
+    for KeyDoc {
+        key,
+        unit,
+        default,
+        doc,
+    } in KEYS
+    {
+        let default = default
+            .map(|d| format!(", default {d}"))
+            .unwrap_or_default();
+        out.push_str(&format!("\n  {key} ({unit}{default})\n      {doc}\n"));
+    }
+    out
+}
+
 /// How different a key may be and still be suggested: edits per length.
 const SIMILAR_ENOUGH: f64 = 0.6;
 

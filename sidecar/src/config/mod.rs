@@ -9,7 +9,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-pub use keys::{KEYS, KeyDoc};
+pub use keys::{KEYS, KeyDoc, help};
 pub use units::{ByteSize, Span};
 
 /// What `serve` needs to know. Keys, units and defaults: [`KEYS`].

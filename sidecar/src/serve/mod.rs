@@ -17,6 +17,8 @@ use std::sync::Arc;
 
 use pitr_cluster::tasks::{Task, TaskEvent};
 use pitr_observer::metrics::TaskStatus as MetricStatus;
+use pitr_proto::backup::StreamBackupTaskInfo;
+use pitr_storage::{SharedStorage, StorageError};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
@@ -25,6 +27,7 @@ use crate::admin::{Board, Metrics, TaskState};
 use crate::cluster::Cluster;
 use crate::config::{Config, LogBackupConfig};
 use crate::failure::{Exit, Failure};
+use crate::storage;
 use runner::Stop;
 
 /// Error code of a gap, in `last-error` at PD and in metrics.
@@ -38,6 +41,8 @@ pub(crate) struct Context {
     pub store_id: u64,
     /// Where it listens.
     pub store_addr: String,
+    /// Opens the storage that a task names.
+    pub open_storage: OpenStorage,
     /// `[log-backup]`.
     pub config: LogBackupConfig,
     /// What `/status.json` shows.
@@ -46,8 +51,22 @@ pub(crate) struct Context {
     pub metrics: Arc<Metrics>,
 }
 
+/// How the storage of a task is opened; another one than [`crate::storage::open_task`] is for
+/// tests that let it fail.
+pub type OpenStorage =
+    Arc<dyn Fn(&StreamBackupTaskInfo) -> Result<SharedStorage, StorageError> + Send + Sync>;
+
 /// Runs the sidecar until `stop` turns true (or its sender is gone).
-pub async fn serve(config: Config, mut stop: watch::Receiver<bool>) -> Result<(), Failure> {
+pub async fn serve(config: Config, stop: watch::Receiver<bool>) -> Result<(), Failure> {
+    serve_with(config, stop, Arc::new(storage::open_task)).await
+}
+
+/// [`serve`] with another way to open storages.
+pub async fn serve_with(
+    config: Config,
+    mut stop: watch::Receiver<bool>,
+    open_storage: OpenStorage,
+) -> Result<(), Failure> {
     let board = Arc::new(Board::new());
     let metrics = Metrics::new().map_err(|error| Failure::from_error(Exit::Internal, &error))?;
     let metrics = Arc::new(metrics);
@@ -81,6 +100,7 @@ pub async fn serve(config: Config, mut stop: watch::Receiver<bool>) -> Result<()
             cluster,
             store_id: store.id,
             store_addr: store.address,
+            open_storage,
             config: config.log_backup,
             board,
             metrics,

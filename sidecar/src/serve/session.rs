@@ -11,6 +11,7 @@ use pitr_observer::{
     FlushSchedule, Flusher, FlusherConfig, Generation, Observer, ObserverConfig, ObserverHandle,
     Publisher, PublisherConfig, TaskStatus as MetricStatus,
 };
+use pitr_proto::backup::stream_backup_task_security_config;
 use pitr_storage::SharedStorage;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -100,6 +101,7 @@ impl Session {
         board.task(&task.name, |status| {
             status.storage = storage::uri_of_task(&task.info);
         });
+        accept(task).map_err(End::not_loaded)?;
         let archive = open_archive(context, task).await?;
         let (stored, global) = durable_start(context, task).await?;
         let ranges = task.encoded_ranges();
@@ -388,9 +390,35 @@ async fn durable_start(context: &Context, task: &Task) -> Result<(Option<Ts>, Ts
     Ok((stored, global))
 }
 
+/// Refuses a task that cannot be done as it asks.
+fn accept(task: &Task) -> Result<(), Failure> {
+    if task.encoded_ranges().is_empty() {
+        // Nothing to wait for would look like everything being done.
+        return Err(Failure::new(Exit::Conflict, "the task has no key ranges")
+            .effect("nothing is tailed; the checkpoint stays")
+            .action("stop the task and start it again"));
+    }
+    use stream_backup_task_security_config::Encryption;
+    let security = task.info.security_config.as_ref();
+    let encrypted = match security.and_then(|config| config.encryption.as_ref()) {
+        Some(Encryption::PlaintextDataKey(cipher)) => !cipher.cipher_key.is_empty(),
+        Some(Encryption::MasterKeyConfig(master)) => !master.master_keys.is_empty(),
+        None => false,
+    };
+    if encrypted {
+        return Err(
+            Failure::new(Exit::Conflict, "the task asks for an encrypted log")
+                .effect("nothing is written: it would be readable; the checkpoint stays")
+                .action("this version cannot encrypt; start the task without encryption"),
+        );
+    }
+    Ok(())
+}
+
 /// Opens the storage of the task and makes sure that it is the archive of this cluster.
 async fn open_archive(context: &Context, task: &Task) -> Result<SharedStorage, End> {
-    let storage = storage::open_task(&task.info).map_err(|error| End::not_loaded(error.into()))?;
+    let storage =
+        (context.open_storage)(&task.info).map_err(|error| End::not_loaded(error.into()))?;
     let own = context.cluster.pd.cluster_id();
     match archive::cluster_of(&storage).await {
         Ok(found) if found == own => Ok(storage),
@@ -410,5 +438,51 @@ fn observer_config(context: &Context) -> ObserverConfig {
         memory_budget: limit.saturating_mul(4).max(MIN_BUDGET),
         slice_limit: limit,
         ..ObserverConfig::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use pitr_proto::backup::{CipherInfo, StreamBackupTaskInfo, StreamBackupTaskSecurityConfig};
+
+    use super::*;
+
+    fn task(ranges: Vec<(Bytes, Bytes)>, info: StreamBackupTaskInfo) -> Task {
+        Task {
+            name: "t".to_owned(),
+            info,
+            ranges,
+            paused: false,
+        }
+    }
+
+    fn everything() -> Vec<(Bytes, Bytes)> {
+        vec![(Bytes::new(), Bytes::from_static(&[0xFF; 32]))]
+    }
+
+    #[test]
+    fn a_task_without_ranges_is_refused_because_its_checkpoint_would_mean_nothing() {
+        let info = StreamBackupTaskInfo::default();
+        assert!(accept(&task(everything(), info.clone())).is_ok());
+        let refused = accept(&task(Vec::new(), info)).unwrap_err();
+        assert!(refused.what.contains("no key ranges"));
+    }
+
+    #[test]
+    fn a_task_that_asks_for_encryption_is_refused_and_an_empty_key_asks_for_none() {
+        use stream_backup_task_security_config::Encryption;
+        let with_key = |key: &'static [u8]| StreamBackupTaskInfo {
+            security_config: Some(StreamBackupTaskSecurityConfig {
+                encryption: Some(Encryption::PlaintextDataKey(CipherInfo {
+                    cipher_key: Bytes::from_static(key),
+                    ..CipherInfo::default()
+                })),
+            }),
+            ..StreamBackupTaskInfo::default()
+        };
+        assert!(accept(&task(everything(), with_key(b""))).is_ok());
+        let refused = accept(&task(everything(), with_key(b"0123456789abcdef"))).unwrap_err();
+        assert!(refused.effect.contains("nothing is written"));
     }
 }

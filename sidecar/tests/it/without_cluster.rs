@@ -36,6 +36,11 @@ fn an_unknown_key_of_the_configuration_names_the_nearest_and_ends_with_3() {
         3,
         &["`store-adress`", "did you mean `store-address`", "c.toml"],
     );
+    let help = tikv_pitr(&["serve", "--help"]).stdout;
+    assert!(
+        help.contains("log-backup.max-flush-interval (duration, default 3m)"),
+        "{help}"
+    );
     tikv_pitr(&["serve", "--config", "/nowhere/c.toml"]).fails_with(3, &["/nowhere/c.toml"]);
 }
 
