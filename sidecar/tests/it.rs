@@ -6,5 +6,11 @@
 mod archives;
 #[path = "it/command.rs"]
 mod command;
+#[path = "it/refusals.rs"]
+mod refusals;
+#[path = "it/system.rs"]
+mod system;
+#[path = "it/whole_way.rs"]
+mod whole_way;
 #[path = "it/without_cluster.rs"]
 mod without_cluster;

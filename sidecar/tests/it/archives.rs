@@ -1,10 +1,12 @@
 //! Archives for tests: copies of what a real TiKV wrote, with the head that `log start` adds.
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use pitr_format::backup_meta::{self, LogBackupMeta, SCHEMA_VERSION};
+use pitr_format::digest::ScanDigest;
 use pitr_format::start_probe::{self, StartProbe};
 use pitr_format::{Ts, checkpoint_ts, lock, object_name};
 
@@ -64,6 +66,20 @@ impl GoldenArchive {
             &start_probe::encode(&probe).unwrap(),
         );
         self
+    }
+
+    /// Digest and number of keys of one of the scans that were recorded with the archive.
+    pub fn scan_digest(&self, scan: &str) -> (String, u64) {
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden");
+        let file = fs::File::open(golden.join("log-basic").join(scan)).unwrap();
+        let lines = BufReader::new(flate2::read::GzDecoder::new(file)).lines();
+        let mut digest = ScanDigest::default();
+        for line in lines {
+            let line = line.unwrap();
+            let (key, value) = line.split_once('\t').unwrap();
+            digest.add(&hex::decode(key).unwrap(), &hex::decode(value).unwrap());
+        }
+        (digest.to_string(), digest.count())
     }
 
     /// The archive as a URL.

@@ -1,0 +1,289 @@
+//! A playground cluster, a client that writes to it, and a sidecar beside it.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use pitr_cluster::pd::{PdClient, Region};
+use pitr_format::{EncodedKey, Ts};
+use pitr_playground::{Playground, PlaygroundConfig};
+use pitr_proto::kvrpcpb::{self, CommitRequest, Context, Mutation, Op, PrewriteRequest};
+use pitr_proto::tikvpb::tikv_client::TikvClient;
+use tempfile::TempDir;
+
+use crate::command::{Ran, tikv_pitr};
+
+/// How long anything may take before a test gives up.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A cluster that goes away with this.
+pub struct Cluster {
+    pub playground: Playground,
+    _dir: TempDir,
+}
+
+impl Cluster {
+    pub fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let config = PlaygroundConfig {
+            resolved_ts_interval: Duration::from_millis(100),
+            ..PlaygroundConfig::new(dir.path().join("data"))
+        };
+        Cluster {
+            playground: Playground::start(config).unwrap(),
+            _dir: dir,
+        }
+    }
+
+    pub fn pd(&self) -> String {
+        self.playground.pd_addr().to_string()
+    }
+
+    /// Runs a verb that takes `-u`.
+    pub fn run(&self, args: &[&str]) -> Ran {
+        let pd = self.pd();
+        let mut all = args.to_vec();
+        all.extend(["-u", &pd]);
+        tikv_pitr(&all)
+    }
+
+    pub fn log_start(&self, archive: &str) -> Ran {
+        self.run(&["log", "start", "--task-name", "t", "-s", archive, "--json"])
+    }
+
+    pub fn log_status(&self) -> serde_json::Value {
+        self.run(&["log", "status", "--json"]).json()
+    }
+
+    /// Waits until the archive can be restored to `ts`.
+    pub fn wait_checkpoint(&self, ts: Ts) {
+        wait_until("the checkpoint passes", || {
+            self.log_status()["tasks"][0]["checkpoint"]
+                .as_u64()
+                .unwrap()
+                >= ts.get()
+        });
+    }
+
+    pub fn scan_digest(&self, at: Ts) -> (String, u64) {
+        let report = self
+            .run(&["verify", "scan", "--at", &at.to_string(), "--json"])
+            .json();
+        (
+            report["digest"].as_str().unwrap().to_owned(),
+            report["keys"].as_u64().unwrap(),
+        )
+    }
+}
+
+/// Polls until the condition holds.
+#[track_caller]
+pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < end, "{what}: not within {PATIENCE:?}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// Writes transactions as a client of TiKV does: prewrite, then commit.
+pub struct Client {
+    pd: std::sync::Arc<PdClient>,
+    runtime: tokio::runtime::Runtime,
+    store: String,
+}
+
+impl Client {
+    pub fn of(cluster: &Cluster) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        let pd = runtime
+            .block_on(PdClient::connect(&[cluster.pd()]))
+            .unwrap();
+        Client {
+            pd,
+            runtime,
+            store: format!("http://{}", cluster.playground.store_addr()),
+        }
+    }
+
+    pub fn now(&self) -> Ts {
+        self.runtime.block_on(self.pd.tso()).unwrap()
+    }
+
+    /// Puts (`Some`) or deletes (`None`) keys, each in a transaction of its own.
+    pub fn write(&self, pairs: &[(String, Option<Vec<u8>>)]) {
+        self.runtime.block_on(async {
+            let mut stub = TikvClient::connect(self.store.clone()).await.unwrap();
+            for (key, value) in pairs {
+                let encoded = EncodedKey::encode(key.as_bytes());
+                let region = self.pd.region_of(encoded.as_bytes()).await.unwrap();
+                let context = context(&region);
+                self.one(&mut stub, context, key, value.as_deref()).await;
+            }
+        });
+    }
+
+    async fn one(
+        &self,
+        stub: &mut TikvClient<tonic::transport::Channel>,
+        context: Context,
+        key: &str,
+        value: Option<&[u8]>,
+    ) {
+        let key = Bytes::copy_from_slice(key.as_bytes());
+        let start = self.pd.tso().await.unwrap();
+        let mutation = Mutation {
+            op: if value.is_some() { Op::Put } else { Op::Del } as i32,
+            key: key.clone(),
+            value: value.map(Bytes::copy_from_slice).unwrap_or_default(),
+            ..Mutation::default()
+        };
+        let prewrite = PrewriteRequest {
+            context: Some(context.clone()),
+            mutations: vec![mutation],
+            primary_lock: key.clone(),
+            start_version: start.get(),
+            lock_ttl: 3000,
+            ..PrewriteRequest::default()
+        };
+        let answer = stub.kv_prewrite(prewrite).await.unwrap().into_inner();
+        assert_eq!((answer.region_error, answer.errors.len()), (None, 0));
+        let commit = CommitRequest {
+            context: Some(context),
+            keys: vec![key],
+            start_version: start.get(),
+            commit_version: self.pd.tso().await.unwrap().get(),
+            ..CommitRequest::default()
+        };
+        let answer: kvrpcpb::CommitResponse = stub.kv_commit(commit).await.unwrap().into_inner();
+        assert_eq!((answer.region_error, answer.error), (None, None));
+    }
+}
+
+fn context(region: &Region) -> Context {
+    Context {
+        region_id: region.meta.id,
+        region_epoch: region.meta.region_epoch,
+        peer: region.leader,
+        ..Context::default()
+    }
+}
+
+/// `tikv-pitr serve` as a process of its own.
+pub struct Sidecar {
+    child: Child,
+    status_addr: String,
+    _dir: TempDir,
+}
+
+impl Sidecar {
+    pub fn start(cluster: &Cluster) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let free = TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap();
+        let config = dir.path().join("sidecar.toml");
+        let text = format!(
+            "pd-endpoints = [\"{}\"]\nstore-address = \"{}\"\nstatus-addr = \"{free}\"\n\
+             [log-backup]\nmax-flush-interval = \"1s\"\n",
+            cluster.pd(),
+            cluster.playground.store_addr(),
+        );
+        std::fs::write(&config, text).unwrap();
+        Sidecar {
+            child: spawn(&config),
+            status_addr: free.to_string(),
+            _dir: dir,
+        }
+    }
+
+    /// One page of the admin server; empty while it does not answer.
+    pub fn page(&self, path: &str) -> String {
+        let mut answer = String::new();
+        if let Ok(mut stream) = TcpStream::connect(&self.status_addr) {
+            let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+            // A page that breaks off is looked at again by the caller.
+            let _ = stream.write_all(request.as_bytes());
+            let _ = stream.read_to_string(&mut answer);
+        }
+        answer
+    }
+
+    /// Waits until the status page contains the text.
+    #[track_caller]
+    pub fn wait_status(&self, text: &str) {
+        wait_until(text, || self.page("/status.json").contains(text));
+    }
+
+    /// Sends a signal by name.
+    pub fn signal(&self, name: &str) {
+        let id = self.child.id().to_string();
+        let sent = Command::new("kill").args([name, &id]).status().unwrap();
+        assert!(sent.success());
+    }
+
+    /// Waits for the end; exit code (-1 for a signal) and what it said.
+    pub fn wait(mut self) -> (i32, String) {
+        let mut said = String::new();
+        self.child
+            .stderr
+            .take()
+            .unwrap()
+            .read_to_string(&mut said)
+            .unwrap();
+        let code = self.child.wait().unwrap().code().unwrap_or(-1);
+        (code, said)
+    }
+
+    /// SIGTERM, then the exit code must be 0.
+    #[track_caller]
+    pub fn stop(self) {
+        self.signal("-TERM");
+        let (code, said) = self.wait();
+        assert_eq!(code, 0, "{said}");
+    }
+}
+
+impl Drop for Sidecar {
+    fn drop(&mut self) {
+        // It has ended already in most tests.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn spawn(config: &PathBuf) -> Child {
+    Command::new(env!("CARGO_BIN_EXE_tikv-pitr"))
+        .args(["serve", "--config"])
+        .arg(config)
+        .env("TIKV_PITR_LOG", "info")
+        .env("NO_COLOR", "1")
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+/// An empty directory as a storage.
+pub struct Storage(TempDir);
+
+impl Storage {
+    pub fn new() -> Self {
+        Storage(tempfile::tempdir().unwrap())
+    }
+
+    pub fn url(&self) -> String {
+        format!("local://{}", self.0.path().display())
+    }
+
+    pub fn dir(&self) -> &std::path::Path {
+        self.0.path()
+    }
+}
