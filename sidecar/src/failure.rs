@@ -93,6 +93,23 @@ impl Failure {
     }
 }
 
+impl Failure {
+    /// The same in one line, for logs and status pages.
+    pub fn one_line(&self) -> String {
+        let mut line = self.what.clone();
+        if !self.place.is_empty() {
+            line.push_str(&format!(" ({})", self.place));
+        }
+        for part in [&self.effect, &self.action] {
+            if !part.is_empty() {
+                line.push_str("; ");
+                line.push_str(part);
+            }
+        }
+        line
+    }
+}
+
 /// The exit code that a class of error means when nothing more special is known.
 pub fn exit_of(class: Class) -> Exit {
     match class {
@@ -155,6 +172,10 @@ mod tests {
         assert_eq!(
             failure.to_string(),
             "error: slice is damaged\n  where: v1/a.log\n  effect: nothing was restored\n  do: take another copy"
+        );
+        assert_eq!(
+            failure.one_line(),
+            "slice is damaged (v1/a.log); nothing was restored; take another copy"
         );
     }
 

@@ -10,6 +10,8 @@ mod command;
 mod refusals;
 #[path = "it/system.rs"]
 mod system;
+#[path = "it/troubles.rs"]
+mod troubles;
 #[path = "it/whole_way.rs"]
 mod whole_way;
 #[path = "it/without_cluster.rs"]

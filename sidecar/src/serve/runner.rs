@@ -47,14 +47,14 @@ pub(super) async fn run(
                 return true;
             }
             End::Fatal(failure) => {
-                show_failing(&context, &task.name, &failure.to_string(), false);
+                show_failing(&context, &task.name, &failure.one_line(), false);
                 // Only the first fatal failure ends the process; a full channel has one.
                 let _ = fatal.try_send(failure);
                 asked_to_stop(&mut stop).await;
                 return true;
             }
             End::Failed { failure, ran } => {
-                show_failing(&context, &task.name, &failure.to_string(), false);
+                show_failing(&context, &task.name, &failure.one_line(), false);
                 if ran {
                     backoff.reset();
                 }

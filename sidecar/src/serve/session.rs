@@ -320,7 +320,7 @@ impl Session {
     }
 
     fn show_failing(&self, failure: &Failure) {
-        runner::show_failing(&self.context, &self.task, &failure.to_string(), false);
+        runner::show_failing(&self.context, &self.task, &failure.one_line(), false);
     }
 
     fn show_flushed(&self, now: Ts) {

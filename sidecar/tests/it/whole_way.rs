@@ -4,23 +4,7 @@ use std::time::Duration;
 
 use crate::archives::GoldenArchive;
 use crate::command::tikv_pitr;
-use crate::system::{Client, Cluster, Sidecar, Storage};
-
-/// Puts of short and long values, updates and deletes; `round` makes them differ.
-fn load(round: usize) -> Vec<(String, Option<Vec<u8>>)> {
-    let value = |i: usize| vec![(i + round) as u8; 1 + i * i * 7 % 1200];
-    let mut writes: Vec<_> = (0..60)
-        .map(|i| (format!("demo/{i:03}"), Some(value(i))))
-        .collect();
-    writes.extend(
-        (0..60)
-            .step_by(3)
-            .map(|i| (format!("demo/{i:03}"), Some(value(i + 1)))),
-    );
-    writes.extend((0..60).step_by(7).map(|i| (format!("demo/{i:03}"), None)));
-    writes.push((format!("round/{round}"), Some(Vec::from("r"))));
-    writes
-}
+use crate::system::{Client, Cluster, Sidecar, Storage, load};
 
 #[test]
 fn what_was_visible_at_a_ts_is_visible_again_in_another_cluster() {
