@@ -10,16 +10,12 @@ Standard library only. Exit status 0 only if equal.
 
 import argparse
 import json
-import os
 import pathlib
-import shutil
-import subprocess
 import sys
-import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
-from parts import Cluster, Failure, Sidecar, Volume, Workplace, free_port, say  # noqa: E402
+from parts import ROOT, Cluster, Failure, Sidecar, Volume, Workplace, say  # noqa: E402
 
 VOLUME = "demo"  # outside of m, t, r, x: those first bytes mean something to TiKV or TiDB
 
@@ -44,8 +40,8 @@ def main():
 def parse():
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     p.add_argument("--dir", default=None, help="folder for all data (default: a new one below TMPDIR)")
-    p.add_argument("--files", type=int, default=10, help="files per directory that mdtest makes")
-    p.add_argument("--rounds", type=int, default=2, help="mdtest rounds before the chosen ts")
+    p.add_argument("--files", type=int, default=60, help="files per directory that mdtest makes")
+    p.add_argument("--rounds", type=int, default=3, help="mdtest rounds before the chosen ts")
     return p.parse_args()
 
 
@@ -74,7 +70,9 @@ def run(place, args):
     sidecar.wait_checkpoint(sidecar.now())
     sidecar.show()
     digest_before = source.scan_digest(ts)
+    say("source scanned at T")
     sidecar.stop()
+    say("sidecar stopped after a last flush")
 
     say("the store is destroyed")
     source.destroy()
@@ -98,6 +96,8 @@ def verify(place, archive):
         f"verify data: {report['slices']} slices, {report['records']} records, "
         f"{len(report['problems'])} problems, {len(report['unreferenced'])} unreferenced objects"
     )
+    checked = place.run(sys.executable, ROOT / "tests" / "check_archive.py", archive)
+    say(f"independent checker: {checked.strip().splitlines()[-1]}")
 
 
 if __name__ == "__main__":

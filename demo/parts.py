@@ -7,7 +7,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 import urllib.request
@@ -170,9 +169,10 @@ class Sidecar:
 
     def show(self):
         task = self.status()["tasks"][0]
+        lag = task["lag_seconds"]  # unknown until the sidecar has asked PD for the time
         say(
             f"sidecar: {task['events']} events, {task['bytes'] / 1e6:.2f} MB, "
-            f"checkpoint lag {task['lag_seconds']:.1f} s, {task['state']}"
+            f"checkpoint lag {'not known yet' if lag is None else f'{lag:.1f} s'}, {task['state']}"
         )
 
     def log_status(self):
