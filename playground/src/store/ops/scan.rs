@@ -37,6 +37,7 @@ fn scan(
     };
     let mut walk = Walk {
         locks: view.snapshot.cursor(EngineCf::Lock, &range)?,
+        lock: Ahead::Unknown,
         writes: view.snapshot.cursor(EngineCf::Write, &range)?,
         reverse: req.reverse,
     };
@@ -72,8 +73,18 @@ fn scan(
 /// Finds the keys that have a lock or a write record, in order.
 struct Walk<'v> {
     locks: Cursor<'v>,
+    lock: Ahead,
     writes: Cursor<'v>,
     reverse: bool,
+}
+
+/// The nearest lock in the direction of the walk. Locks are few, but the column family is full of
+/// the tombstones of those that went: looking for the same lock again at every key would walk over
+/// all of them each time.
+enum Ahead {
+    Unknown,
+    Lock(EncodedKey),
+    NoMore,
 }
 
 impl Walk<'_> {
@@ -88,22 +99,44 @@ impl Walk<'_> {
     }
 
     fn at_or_above(&mut self, from: &[u8]) -> Result<Option<EncodedKey>, TxnError> {
-        self.locks.seek(from)?;
+        if self.lock_is_stale(|key| key < from) {
+            self.locks.seek(from)?;
+            self.lock = self.lock_under_cursor();
+        }
         self.writes.seek(from)?;
         let (lock, write) = (self.lock_key(), self.write_key()?);
         Ok(lock.into_iter().chain(write).min())
     }
 
     fn below(&mut self, to: &[u8]) -> Result<Option<EncodedKey>, TxnError> {
-        self.locks.seek_below(to)?;
+        if self.lock_is_stale(|key| !to.is_empty() && key >= to) {
+            self.locks.seek_below(to)?;
+            self.lock = self.lock_under_cursor();
+        }
         self.writes.seek_below(to)?;
         let (lock, write) = (self.lock_key(), self.write_key()?);
         Ok(lock.into_iter().chain(write).max())
     }
 
+    fn lock_is_stale(&self, passed: impl FnOnce(&[u8]) -> bool) -> bool {
+        match &self.lock {
+            Ahead::Unknown => true,
+            Ahead::Lock(key) => passed(key.as_bytes()),
+            Ahead::NoMore => false,
+        }
+    }
+
+    fn lock_under_cursor(&self) -> Ahead {
+        self.locks.key().map_or(Ahead::NoMore, |key| {
+            Ahead::Lock(EncodedKey::from_encoded(key.to_vec()))
+        })
+    }
+
     fn lock_key(&self) -> Option<EncodedKey> {
-        let key = self.locks.key()?;
-        Some(EncodedKey::from_encoded(key.to_vec()))
+        match &self.lock {
+            Ahead::Lock(key) => Some(key.clone()),
+            Ahead::Unknown | Ahead::NoMore => None,
+        }
     }
 
     fn write_key(&self) -> Result<Option<EncodedKey>, TxnError> {
