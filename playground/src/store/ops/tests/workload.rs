@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use pitr_proto::kvrpcpb::{Mutation, MvccGetByKeyRequest, Op};
@@ -16,7 +17,7 @@ use crate::store::fixture::Fixture;
 const ACCOUNTS: usize = 8;
 const OPENING: i64 = 100;
 const WORKERS: u64 = 4;
-const ROUNDS: usize = 150;
+const ROUNDS: usize = 300;
 
 /// The value of an account: balance and the number of changes since the opening. It is longer
 /// than a short value for every other account.
@@ -68,6 +69,8 @@ fn transact(
         start_ts
     };
     let states = accounts.map(|a| decode(&client.get(&key(a), read_ts).unwrap()));
+    // Gives others the time to do the same with what they have read.
+    std::thread::sleep(Duration::from_micros(rng.random_range(0..400)));
     let Some(mut mutations) = decide(states) else {
         if way == Way::Pessimistic {
             client.give_up(&keys, start_ts);
@@ -135,7 +138,7 @@ fn run_all(client: &Client, seed: u64, work: impl Fn(&Client, &mut StdRng) + Syn
             .collect();
         scope.spawn(|| {
             for account in (1..ACCOUNTS).step_by(2) {
-                std::thread::sleep(std::time::Duration::from_millis(20));
+                std::thread::sleep(Duration::from_millis(20));
                 client.store.split_at_user_keys(&[&key(account)]).unwrap();
             }
             // Readers in between must see full sums at any time.
@@ -164,7 +167,8 @@ fn versions(client: &Client, account: usize) -> Vec<(u64, u64)> {
         key: key(account),
     });
     let info = answer.info.unwrap();
-    assert_eq!(info.lock, None);
+    // A read has resolved what is in its way; the lock-only key of a dead client is not.
+    assert!(info.lock.is_none_or(|l| l.r#type() == Op::Lock));
     let puts = info.writes.iter().rev().filter(|w| w.r#type() == Op::Put);
     puts.map(|w| (w.commit_ts, w.start_ts)).collect()
 }
@@ -224,7 +228,7 @@ fn a_lock_only_key_prevents_write_skew() {
                 let mut rng = StdRng::seed_from_u64(40 + worker);
                 for _ in 0..ROUNDS {
                     let change = [0, 1][rng.random_range(0..2)];
-                    let amount = rng.random_range(1..40);
+                    let amount = rng.random_range(20..40);
                     let _ = transact(client, &mut rng, [0, 1], |[a, b]| {
                         // Everything is taken out, as long as the sum allows it, then put back.
                         let amount = if a.0 + b.0 >= amount { -amount } else { amount };
