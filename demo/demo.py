@@ -51,6 +51,7 @@ def run(place, args):
     sidecar = Sidecar(place, source, archive)
     sidecar.log_start()
     sidecar.start()
+    sidecar.wait_running()
 
     volume = Volume(place, source, VOLUME)
     volume.format()

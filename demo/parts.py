@@ -167,12 +167,21 @@ class Sidecar:
         with urllib.request.urlopen(f"http://{self.status_addr}/status.json", timeout=5) as r:
             return json.load(r)
 
+    def wait_running(self):
+        def running():
+            try:
+                tasks = self.status()["tasks"]
+            except OSError:
+                return False
+            return tasks and tasks[0]["state"] == "running" and tasks[0]["lag_seconds"] is not None
+
+        wait_until("the sidecar runs the task", 30, running)
+
     def show(self):
         task = self.status()["tasks"][0]
-        lag = task["lag_seconds"]  # unknown until the sidecar has asked PD for the time
         say(
             f"sidecar: {task['events']} events, {task['bytes'] / 1e6:.2f} MB, "
-            f"checkpoint lag {'not known yet' if lag is None else f'{lag:.1f} s'}, {task['state']}"
+            f"checkpoint lag {task['lag_seconds']:.1f} s, {task['state']}"
         )
 
     def log_status(self):

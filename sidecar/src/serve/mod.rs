@@ -6,6 +6,7 @@
 
 pub mod guard;
 mod hold;
+mod lag;
 mod runner;
 mod session;
 mod sink;

@@ -17,6 +17,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
+use super::lag::{self, LagClock};
 use super::runner::{self, Stop, asked_to_stop};
 use super::sink::RegistrySink;
 use super::source::{Lost, Source};
@@ -85,13 +86,16 @@ struct Session {
     publish_failed: Option<Instant>,
     flushes: u64,
     began: Instant,
+    clock: Arc<LagClock>,
     globals: watch::Sender<Ts>,
-    keeper: JoinHandle<()>,
+    helpers: [JoinHandle<()>; 2],
 }
 
 impl Drop for Session {
     fn drop(&mut self) {
-        self.keeper.abort();
+        for helper in &self.helpers {
+            helper.abort();
+        }
     }
 }
 
@@ -104,6 +108,8 @@ impl Session {
         accept(task).map_err(End::not_loaded)?;
         let archive = open_archive(context, task).await?;
         let (stored, global) = durable_start(context, task).await?;
+        let now = context.cluster.pd.tso().await;
+        let now = now.map_err(|error| End::not_loaded(error.into()))?;
         let ranges = task.encoded_ranges();
         let metrics = context.metrics.observer.clone();
         let log = &context.config;
@@ -136,6 +142,8 @@ impl Session {
             .map_err(End::not_loaded)?;
         let (globals, followed) = watch::channel(global);
         let keeper = tokio::spawn(hold::keep(context.clone(), task.name.clone(), followed));
+        let clock = LagClock::new(now, publisher.published().object.max(start_ts));
+        let lag = tokio::spawn(lag::show(context.clone(), task.name.clone(), clock.clone()));
         let (interval, limit) = (log.max_flush_interval.get(), log.file_size_limit.get());
         let session = Session {
             context: context.clone(),
@@ -150,8 +158,9 @@ impl Session {
             publish_failed: None,
             flushes: 0,
             began: Instant::now(),
+            clock,
             globals,
-            keeper,
+            helpers: [keeper, lag],
         };
         session.show_running();
         Ok(session)
@@ -188,9 +197,7 @@ impl Session {
     async fn tick(&mut self) -> Result<(), Failure> {
         let buffered = self.observer.buffered_bytes();
         let now = self.began.elapsed();
-        self.context
-            .board
-            .task(&self.task, |status| status.buffered_bytes = buffered);
+        self.show_progress(buffered);
         if self.schedule.due(now, buffered).is_some() {
             self.schedule.started(now);
             match self.flush().await {
@@ -222,16 +229,17 @@ impl Session {
         if result.is_err() {
             self.generation = Some(generation);
         }
-        let now = result?;
+        result?;
         self.flushes += 1;
         self.publish().await;
-        self.show_flushed(now);
+        self.show_flushed();
         Ok(())
     }
 
-    async fn flush_generation(&mut self, generation: &mut Generation) -> Result<Ts, Trouble> {
+    async fn flush_generation(&mut self, generation: &mut Generation) -> Result<(), Trouble> {
         let now = self.context.cluster.pd.tso().await;
         let now = now.map_err(|error| Trouble::Again(error.into()))?;
+        self.clock.told(now);
         let flushed = self.flusher.flush(generation, now).await;
         let proof = flushed.map_err(|error| {
             let failure = Failure::from_error(exit_of(error.class()), &error);
@@ -247,7 +255,7 @@ impl Session {
         let absorbed = self.publisher.absorb(&proof);
         let fault = generation.faults().first();
         match (absorbed.gaps, fault) {
-            (0, None) => Ok(now),
+            (0, None) => Ok(()),
             (0, Some(fault)) => Err(Trouble::Over(
                 Failure::new(
                     Exit::TryAgain,
@@ -323,23 +331,27 @@ impl Session {
         runner::show_failing(&self.context, &self.task, &failure.one_line(), false);
     }
 
-    fn show_flushed(&self, now: Ts) {
+    /// What changes all the time: rows and memory.
+    fn show_progress(&self, buffered: u64) {
         let metrics = &self.context.metrics.observer;
-        let uploaded = &metrics.upload_file_size_bytes;
+        self.context.board.task(&self.task, |status| {
+            status.buffered_bytes = buffered;
+            status.events = metrics.handle_kv_batch.get_sample_sum() as u64;
+        });
+    }
+
+    fn show_flushed(&self) {
+        let uploaded = &self.context.metrics.observer.upload_file_size_bytes;
         let bytes = ["log", "metadata"].map(|kind| uploaded.with_label_values(&[kind]).get());
-        let events = metrics.handle_kv_batch.get_sample_sum() as u64;
-        let object = self.publisher.published().object.max(self.start_ts);
-        metrics.set_lag(&self.task, now, object);
         self.context.board.task(&self.task, |status| {
             status.flushes += 1;
             status.bytes = bytes.iter().sum();
-            status.events = events;
-            status.lag_seconds = Some(time::lag(now, object).as_secs_f64());
         });
     }
 
     fn show_published(&self, object: Ts) {
         if !object.is_zero() {
+            self.clock.reached(object);
             let checkpoint = Some(time::show(object));
             self.context
                 .board
