@@ -90,12 +90,16 @@ pub fn encode(range: &RawRange) -> EncodedRange {
     EncodedRange::new(start, end)
 }
 
-/// `[START_HEX, END_HEX)`.
+/// `[START_HEX, END_HEX)`; the words "first key" and "last key" where there is no bound.
 pub fn show(range: &RawRange) -> String {
+    let bound = |key: &Bytes, none: &str| match key.is_empty() {
+        true => none.to_owned(),
+        false => hex::encode_upper(key),
+    };
     format!(
         "[{}, {})",
-        hex::encode_upper(&range.0),
-        hex::encode_upper(&range.1)
+        bound(&range.0, "first key"),
+        bound(&range.1, "last key")
     )
 }
 

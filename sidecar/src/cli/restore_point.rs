@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
+use pitr_format::Ts;
 use pitr_format::digest::ScanDigest;
 use pitr_restore_worker::restore::{Stage, target_ranges};
 use pitr_restore_worker::rewrite::Rewrite;
@@ -15,9 +16,10 @@ use super::args::{OutputArgs, PdArgs, StorageArgs};
 use super::{Outcome, output};
 use crate::cluster::{Cluster, now_or_local};
 use crate::failure::{Exit, Failure};
+use crate::ranges::{self, RawRange};
 use crate::restore::{self, checks, target::ClusterTarget};
 use crate::time::{self, Point};
-use crate::{ranges, scan, storage};
+use crate::{scan, storage};
 
 /// Arguments of `restore point`.
 #[derive(Debug, clap::Args)]
@@ -124,26 +126,60 @@ pub async fn run(args: Args) -> Outcome {
     ));
     let everything = ranges::task_ranges(Vec::new())
         .map_err(|error| Failure::from_error(Exit::Internal, &error))?;
-    let seen = scan::digest(&cluster, &everything, restored)
+    let proof = proof(&cluster, &everything, restored)
         .await
         .map_err(unverified)?;
-    let verified = seen == report.expected_scan;
-    print(&args, &plan, &cluster, &report, elapsed, &seen)?;
-    if verified {
+    print(&args, &plan, &cluster, &report, elapsed, &proof)?;
+    judge(&proof, &report.expected_scan)
+}
+
+/// What readers of the target see.
+struct Proof {
+    /// At the restored ts.
+    then: ScanDigest,
+    /// Now: the same, unless the target holds newer records that a reader at the restored ts does
+    /// not see, for example deletes of a former life that hide what was restored.
+    now: ScanDigest,
+}
+
+impl Proof {
+    fn holds(&self, expected: &ScanDigest) -> bool {
+        self.then == *expected && self.now == *expected
+    }
+}
+
+async fn proof(cluster: &Cluster, ranges: &[RawRange], restored: Ts) -> Result<Proof, Failure> {
+    let now = cluster.now().await?;
+    Ok(Proof {
+        then: scan::digest(cluster, ranges, restored).await?,
+        now: scan::digest(cluster, ranges, now).await?,
+    })
+}
+
+fn judge(proof: &Proof, expected: &ScanDigest) -> Outcome {
+    if proof.holds(expected) {
         return Ok(Exit::Ok);
     }
-    Err(Failure::new(
-        Exit::Damage,
-        "the target does not show what the archive holds",
-    )
-    .at(format!(
-        "scan digest {seen} over {} keys, expected {} over {}",
-        seen.count(),
-        report.expected_scan,
-        report.expected_scan.count()
-    ))
-    .effect("do not use the target")
-    .action("restore again into a new, empty cluster; make sure that nobody writes to it"))
+    let line = |digest: &ScanDigest| format!("{digest} over {} keys", digest.count());
+    let (what, seen) = match proof.then == *expected {
+        true => (
+            "the target does not show now what it shows at the restored time: \
+             it held newer records before, or somebody writes to it",
+            &proof.now,
+        ),
+        false => (
+            "the target does not show what the archive holds",
+            &proof.then,
+        ),
+    };
+    Err(Failure::new(Exit::Damage, what)
+        .at(format!(
+            "scan digest {}, expected {}",
+            line(seen),
+            line(expected)
+        ))
+        .effect("do not use the target")
+        .action("restore again into a new, empty cluster; make sure that nobody writes to it"))
 }
 
 /// The data is there, but the proof could not be made.
@@ -239,9 +275,10 @@ fn print(
     cluster: &Cluster,
     report: &Report,
     elapsed: Duration,
-    seen: &ScanDigest,
+    proof: &Proof,
 ) -> Result<(), Failure> {
-    let verified = *seen == report.expected_scan;
+    let verified = proof.holds(&report.expected_scan);
+    let seen = &proof.then;
     if !args.output.json {
         output::data(&report.to_string());
         output::data(&format!("restored to: {}", time::line(report.restored)));

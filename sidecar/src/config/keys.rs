@@ -142,3 +142,21 @@ fn nearest(key: &str) -> Option<String> {
         .max_by(|a, b| a.0.total_cmp(&b.0))
         .map(|(_, known)| known.to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reference_in_the_readme_has_every_key_as_it_is_here_and_no_other() {
+        let readme = include_str!("../../../README.md");
+        let row = |doc: &KeyDoc| {
+            let default = doc.default.map_or("–".to_owned(), |d| format!("`{d}`"));
+            format!("| `{}` | {} | {default} | {} |", doc.key, doc.unit, doc.doc)
+        };
+        let section = readme.split("## Configuration").nth(1).unwrap();
+        let section = section.split("\n## ").next().unwrap();
+        let rows: Vec<_> = section.lines().filter(|l| l.starts_with("| `")).collect();
+        assert_eq!(rows, KEYS.iter().map(row).collect::<Vec<_>>());
+    }
+}

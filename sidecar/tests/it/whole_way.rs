@@ -118,3 +118,15 @@ fn an_archive_that_a_real_tikv_wrote_is_restored_to_its_scan() {
         .run(&["restore", "point", "-s", &archive.url()])
         .fails_with(11, &["not empty", "nothing was written"]);
 }
+
+#[test]
+fn a_target_whose_former_life_hides_what_was_restored_is_not_called_verified() {
+    let archive = GoldenArchive::with_head("log-basic").proven_empty();
+    let target = Cluster::start();
+    // Nothing is visible, yet the delete is newer than everything in the archive.
+    let key = "upd/001".to_owned();
+    Client::of(&target).write(&[(key.clone(), Some(b"old".to_vec())), (key, None)]);
+    target
+        .run(&["restore", "point", "-s", &archive.url()])
+        .fails_with(20, &["held newer records", "do not use the target"]);
+}
