@@ -1,8 +1,9 @@
 //! Turns the changes of one applied command into rows.
 //!
 //! One row per key, as TiKV builds them: a write record or a lock gives the row its kind, a
-//! default-CF put of the same command its long value. A lock that is no Put or Delete leaves an
-//! UNKNOWN row behind, as the real server sends it. Source: tikv/tikv
+//! default-CF put of the same command its long value. A write record that is neither data nor a
+//! rollback leaves an UNKNOWN row behind, as the real server sends it; a lock without data leaves
+//! none. Source: tikv/tikv
 //! `components/cdc/src/delegate.rs`.
 
 use std::collections::BTreeMap;
@@ -77,18 +78,19 @@ pub fn rows_of(
                 }
             }
             EngineCf::Lock => {
-                let draft = drafts.entry(key.clone()).or_default();
                 let lock = LockRecord::parse(value).map_err(|e| RowError::new(key, e))?;
-                if let Some(row) = lock_row(key, &lock)? {
-                    draft.has_value |= lock.short_value.is_some();
-                    let value = std::mem::take(&mut draft.row.value);
-                    draft.row = row;
-                    if lock.short_value.is_none() {
-                        draft.row.value = value;
-                    }
-                    let before = lock.for_update_ts.max(lock.start_ts);
-                    draft.row.old_value = old.value_at(key, before)?.unwrap_or_default();
+                let Some(row) = lock_row(key, &lock)? else {
+                    continue;
+                };
+                let draft = drafts.entry(key.clone()).or_default();
+                draft.has_value |= lock.short_value.is_some();
+                let value = std::mem::take(&mut draft.row.value);
+                draft.row = row;
+                if lock.short_value.is_none() {
+                    draft.row.value = value;
                 }
+                let before = lock.for_update_ts.max(lock.start_ts);
+                draft.row.old_value = old.value_at(key, before)?.unwrap_or_default();
             }
             EngineCf::Default => {
                 let (encoded, _) = versioned(key)?;
@@ -255,9 +257,15 @@ mod tests {
     }
 
     #[test]
-    fn a_pessimistic_lock_leaves_an_unknown_row() {
+    fn of_what_is_not_reported_only_a_write_record_leaves_an_unknown_row() {
         let pessimistic = LockRecord::new(LockKind::Pessimistic, "k".into(), Ts::new(5), 0);
-        assert_eq!(rows(&[lock("k", &pessimistic)], false), [Row::default()]);
+        assert!(rows(&[lock("k", &pessimistic)], false).is_empty());
+        let only = WriteRecord {
+            kind: WriteType::Lock,
+            ..WriteRecord::put(Ts::new(5), None)
+        };
+        let mods = [versioned(EngineCf::Write, "k", 9, only.to_bytes())];
+        assert_eq!(rows(&mods, false), [Row::default()]);
     }
 
     #[test]
