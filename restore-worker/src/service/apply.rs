@@ -109,7 +109,8 @@ impl ApplyError {
     }
 }
 
-/// Serves one request: the range of keys that were written, or `None` if there were none.
+/// Serves one request: the range of keys in its windows, or `None` if there were none. As in
+/// TiKV's answer, a lock or rollback record counts although nothing is written for it.
 pub(super) async fn apply<H: ImportHost>(
     host: &Arc<H>,
     quota: &Quota,
@@ -125,7 +126,7 @@ pub(super) async fn apply<H: ImportHost>(
     }
     let backend = request.storage_backend.clone().unwrap_or_default();
     let storage = open_backend(&backend).map_err(|e| ApplyError::Storage(e.to_string()))?;
-    let mut written: Option<(Vec<u8>, Vec<u8>)> = None;
+    let mut seen: Seen = None;
     for (meta, rule) in slices {
         if meta.length > limits.max_slice_bytes {
             let what = format!(
@@ -150,11 +151,11 @@ pub(super) async fn apply<H: ImportHost>(
             .await
             .map_err(|e| ApplyError::Engine(e.to_string()))??;
         if let Some((first, last)) = range {
-            let (old_first, old_last) = written.unwrap_or_else(|| (first.clone(), last.clone()));
-            written = Some((old_first.min(first), old_last.max(last)));
+            let (old_first, old_last) = seen.unwrap_or_else(|| (first.clone(), last.clone()));
+            seen = Some((old_first.min(first), old_last.max(last)));
         }
     }
-    Ok(written.map(|(start, end)| Range {
+    Ok(seen.map(|(start, end)| Range {
         start: start.into(),
         end: end.into(),
     }))
@@ -212,34 +213,39 @@ struct SliceWork<H> {
     _memory: OwnedSemaphorePermit,
 }
 
-type Written = Option<(Vec<u8>, Vec<u8>)>;
+/// Smallest and largest key.
+type Seen = Option<(Vec<u8>, Vec<u8>)>;
 
 impl<H: ImportHost> SliceWork<H> {
-    fn run(&self, stored: &Bytes) -> Result<Written, ApplyError> {
+    fn run(&self, stored: &Bytes) -> Result<Seen, ApplyError> {
         let cf = Cf::parse(&self.meta.cf).ok_or_else(|| {
             ApplyError::BadFormat(format!("unknown column family {:?}", self.meta.cf))
         })?;
         let plain = self.plaintext(stored)?;
         let mut batch = Batch::default();
-        let mut written: Written = None;
+        let mut seen: Seen = None;
         for record in RecordIter::new(&plain) {
             let (key, value) = record.map_err(|e| self.cannot_read(&e))?;
-            let Some((key, op)) = self.change(cf, key, value)? else {
+            let Some(key) = self.selected(key)? else {
                 continue;
             };
-            match &mut written {
-                None => written = Some((key.clone(), key)),
+            let change = self.change(cf, &key, value);
+            match &mut seen {
+                None => seen = Some((key.clone(), key)),
                 Some((first, _)) if key < *first => *first = key,
                 Some((_, last)) if key > *last => *last = key,
                 Some(_) => {}
             }
+            let Some(op) = change else {
+                continue;
+            };
             if batch.would_exceed(&op, self.write_bytes) {
                 self.write(&mut batch)?;
             }
             batch.push(op);
         }
         self.write(&mut batch)?;
-        Ok(written)
+        Ok(seen)
     }
 
     fn cannot_read(&self, what: &dyn std::fmt::Display) -> ApplyError {
@@ -279,42 +285,34 @@ impl<H: ImportHost> SliceWork<H> {
         Ok(plain)
     }
 
-    /// The change that a record becomes, with its key (no `z`); `None` when it is left out.
-    fn change(
-        &self,
-        cf: Cf,
-        key: &[u8],
-        value: &[u8],
-    ) -> Result<Option<(Vec<u8>, EngineOp)>, ApplyError> {
+    /// The rewritten key (no `z`) of a record in the slice's window and region.
+    fn selected(&self, key: &[u8]) -> Result<Option<Vec<u8>>, ApplyError> {
         let (meta, key) = (&self.meta, self.rewrite(key)?);
         let (_, ts) = split_versioned(&key).map_err(|e| self.cannot_read(&e))?;
         let range = EncodedRange::new(meta.start_key.clone(), meta.end_key.clone());
         let in_window = meta.start_ts <= ts.get() && ts.get() <= meta.restore_ts;
-        if !in_window || !range.contains(&key) {
-            return Ok(None);
-        }
-        let data_key = pitr_format::key::data_key(&key);
-        if meta.is_delete {
-            let op = EngineOp::Delete {
+        Ok((in_window && range.contains(&key)).then_some(key))
+    }
+
+    /// The change that a selected record becomes; `None` when its value is left out.
+    fn change(&self, cf: Cf, key: &[u8], value: &[u8]) -> Option<EngineOp> {
+        let data_key = pitr_format::key::data_key(key);
+        if self.meta.is_delete {
+            return Some(EngineOp::Delete {
                 cf: EngineCf::from(cf),
                 key: data_key,
-            };
-            return Ok(Some((key, op)));
+            });
         }
         let value = match cf {
-            _ if value.is_empty() => return Ok(None),
+            _ if value.is_empty() => return None,
             Cf::Default => value.to_vec(),
-            Cf::Write => match restored_write(value) {
-                Some(value) => value,
-                None => return Ok(None),
-            },
+            Cf::Write => restored_write(value)?,
         };
-        let op = EngineOp::Put {
+        Some(EngineOp::Put {
             cf: EngineCf::from(cf),
             key: data_key,
             value,
-        };
-        Ok(Some((key, op)))
+        })
     }
 
     fn rewrite(&self, key: &[u8]) -> Result<Vec<u8>, ApplyError> {
