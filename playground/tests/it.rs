@@ -1,0 +1,23 @@
+//! Tests of the playground through its ports only, written from the specification of TiKV and PD
+//! and from transcripts of real servers, not from the playground's code.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod it {
+    mod archive_data;
+    mod bank;
+    mod batch_commands;
+    mod change_data_transcript;
+    mod etcd_rules;
+    mod feed;
+    mod import_refusals;
+    mod import_transcript;
+    mod kv_transcript;
+    mod pd_rules;
+    mod raw;
+    mod register_rules;
+    mod resolved_ts;
+    mod subscriber;
+    mod system;
+    mod transcript;
+    mod txn;
+}
