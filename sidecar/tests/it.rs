@@ -8,6 +8,8 @@ mod archives;
 mod command;
 #[path = "it/refusals.rs"]
 mod refusals;
+#[path = "it/rounds/mod.rs"]
+mod rounds;
 #[path = "it/system.rs"]
 mod system;
 #[path = "it/troubles.rs"]
