@@ -98,6 +98,25 @@ pub async fn work(client: &Client, seed: u64, until: Instant) -> Ends {
     ends
 }
 
+/// Reads everything at one timestamp, key by key, until the deadline; how often. What has been
+/// read must not change afterwards, so no later commit may land at or below that timestamp.
+pub async fn read_all(client: &Client, until: Instant) -> usize {
+    let mut count = 0;
+    while Instant::now() < until {
+        let at = client.now().await;
+        let mut keys: Vec<Bytes> = (0..ACCOUNTS).map(account).collect();
+        keys.extend((0..PAIRS).flat_map(|pair| ["a", "b"].map(|side| half(pair, side))));
+        let mut snapshot = BTreeMap::new();
+        for key in keys {
+            let value = client.get(&key, at).await.expect("every key is there");
+            snapshot.insert(key, value);
+        }
+        check(&snapshot, at);
+        count += 1;
+    }
+    count
+}
+
 /// Moves money between two accounts and leaves, changes or removes a note.
 async fn transfer(
     client: &Client,

@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use tokio::runtime::Runtime;
+
 use super::bank::{self, Ends};
 use super::subscriber::Subscriber;
 use super::system::System;
@@ -22,7 +24,9 @@ async fn nothing_commits_at_or_below_a_resolved_timestamp_that_was_sent() {
     let from = system.now().await;
     let mut subscriber = Subscriber::start(&system, from).await;
     let opened = bank::open(&client).await;
-    let workers = workers(&client);
+    let until = Instant::now() + WORK;
+    let workers = workers(&client, until);
+    let reader = reader(&client, until);
     let working = || workers.iter().any(|w| !w.is_finished());
     let watching = watch(&mut subscriber, opened, working);
     let (checked, ()) = tokio::join!(watching, splits(&system));
@@ -32,6 +36,7 @@ async fn nothing_commits_at_or_below_a_resolved_timestamp_that_was_sent() {
             *ends.entry(how).or_default() += count;
         }
     }
+    assert!(reader.join().expect("the reader") >= 10);
     catch_up(&mut subscriber, system.now().await).await;
     let frontier = subscriber.frontier();
     let rebuilt = subscriber.snapshot(frontier);
@@ -60,18 +65,23 @@ async fn nothing_commits_at_or_below_a_resolved_timestamp_that_was_sent() {
 }
 
 /// Clients that work at the same time, each in a thread of its own.
-fn workers(client: &Arc<Client>) -> Vec<JoinHandle<Ends>> {
-    let until = Instant::now() + WORK;
+fn workers(client: &Arc<Client>, until: Instant) -> Vec<JoinHandle<Ends>> {
     let start = |seed| {
         let client = client.clone();
-        std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build();
-            runtime.unwrap().block_on(bank::work(&client, seed, until))
-        })
+        std::thread::spawn(move || runtime().block_on(bank::work(&client, seed, until)))
     };
     (1..=6).map(start).collect()
+}
+
+/// One more that only reads.
+fn reader(client: &Arc<Client>, until: Instant) -> JoinHandle<usize> {
+    let client = client.clone();
+    std::thread::spawn(move || runtime().block_on(bank::read_all(&client, until)))
+}
+
+fn runtime() -> Runtime {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    builder.enable_all().build().unwrap()
 }
 
 /// Checks the snapshot at every new frontier; how many there were.
