@@ -20,4 +20,5 @@ mod it {
     mod system;
     mod transcript;
     mod txn;
+    mod txn_rules;
 }
