@@ -1,5 +1,5 @@
-//! SIGKILL of the sidecar, at random moments and at the worst one: just when a log object has
-//! appeared that no meta refers to yet.
+//! SIGKILL of the sidecar, at random moments and at the worst ones, between the steps of a flush:
+//! when a log object has just appeared, or a meta, or the beginning of any object.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -25,14 +25,16 @@ async fn soak_a_killed_sidecar_loses_nothing_that_was_reported() {
     let load = Load::start(&source, seed).await;
     let watch = Watch::start(&source, &archive);
     let mut unreferenced = 0;
-    for round in 1..=rounds() {
+    for round in 0..rounds() {
         let sidecar = Sidecar::start(&source);
         // The archive must move on after each kill, or the rounds prove nothing.
         let steps = watch.steps();
         wait_until("the checkpoint moves", async || watch.steps() > steps).await;
-        match round % 2 {
-            0 => tokio::task::block_in_place(|| await_new_log(&archive)),
-            _ => tokio::time::sleep(Duration::from_millis(rng.random_range(0..3000))).await,
+        // At any moment, before the meta, before the publication, inside of a write.
+        let moment = [None, Some(".log"), Some(".meta"), Some(".tmp")][round as usize % 4];
+        match moment {
+            Some(part) => tokio::task::block_in_place(|| await_new(&archive, part)),
+            None => tokio::time::sleep(Duration::from_millis(rng.random_range(0..3000))).await,
         }
         let reported = watch.reported();
         sidecar.kill();
@@ -61,17 +63,15 @@ async fn soak_a_killed_sidecar_loses_nothing_that_was_reported() {
     archive.passes_the_independent_checker(unreferenced);
 }
 
-/// Waits until a log object, or its beginning, is new; looks all the time.
-fn await_new_log(archive: &Archive) {
-    let logs = || -> BTreeSet<String> {
+/// Waits until there is a new object with this in its name; looks all the time.
+fn await_new(archive: &Archive, part: &str) {
+    let matching = || -> BTreeSet<String> {
         let names = archive.names().into_iter();
-        names
-            .filter(|name| name.contains(".log") || name.contains(".tmp"))
-            .collect()
+        names.filter(|name| name.contains(part)).collect()
     };
-    let old = logs();
+    let old = matching();
     let began = Instant::now();
-    while logs() == old {
+    while matching() == old {
         assert!(began.elapsed() < PATIENCE, "no flush");
     }
 }
