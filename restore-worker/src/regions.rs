@@ -51,12 +51,8 @@ impl RegionTable {
             );
             return Err(TargetError::new(Class::Refresh, message));
         }
-        let stale = |old: &TargetRegion| {
-            fresh
-                .iter()
-                .any(|new| new.range.intersect(&old.range).is_some())
-        };
-        self.regions.retain(|old| !stale(old));
+        let known = std::mem::take(&mut self.regions);
+        self.regions = known.iter().flat_map(|old| rests(old, &fresh)).collect();
         self.regions.extend(fresh);
         self.regions
             .sort_by(|a, b| a.range.start.cmp(&b.range.start));
@@ -69,6 +65,31 @@ impl RegionTable {
         let region = self.regions.get(behind.checked_sub(1)?)?;
         region.range.contains(key).then_some(region)
     }
+}
+
+/// What of a known region no fresh one covers. It keeps the old handle: the target answers that it
+/// is stale, and then that part is asked for as well.
+fn rests(old: &TargetRegion, fresh: &[TargetRegion]) -> Vec<TargetRegion> {
+    let part = |range| TargetRegion {
+        range,
+        handle: old.handle.clone(),
+    };
+    let mut out = Vec::new();
+    let mut rest = old.range.clone();
+    for new in fresh {
+        let Some(shared) = new.range.intersect(&rest) else {
+            continue;
+        };
+        if rest.start < shared.start {
+            out.push(part(EncodedRange::new(rest.start, shared.start)));
+        }
+        if shared.end == rest.end {
+            return out;
+        }
+        rest.start = shared.end;
+    }
+    out.push(part(rest));
+    out
 }
 
 /// The regions that cover `range`; asks again while there are holes or the target is busy.
@@ -130,10 +151,8 @@ mod tests {
             .replace(&EncodedRange::new("h", "i"), vec![split[0].clone()])
             .unwrap();
         assert_eq!(table.find(b"h").unwrap().range.end, "m");
-        assert!(
-            table.find(b"n").is_none(),
-            "the old region is gone, the new one not loaded"
-        );
+        let rest = &table.find(b"n").unwrap().range;
+        assert_eq!(*rest, EncodedRange::new("m", ""), "of the old region");
         table.replace(&EncodedRange::new("g", ""), split).unwrap();
         assert_eq!(table.find(b"n").unwrap().range.start, "m");
         assert_eq!(table.find(b"a").unwrap().range.end, "g");
@@ -151,5 +170,20 @@ mod tests {
             let error = table.replace(&EncodedRange::ALL, fresh).unwrap_err();
             assert_eq!(error.class(), Class::Refresh);
         }
+    }
+
+    #[test]
+    fn a_region_that_moved_its_bounds_leaves_no_hole_behind() {
+        let mut table = RegionTable::default();
+        let all = EncodedRange::ALL;
+        let known = vec![region("", "b"), region("b", "d"), region("d", "")];
+        table.replace(&all, known).unwrap();
+        // `b..d` was merged into the first region, which was split again at `c`.
+        let range = EncodedRange::new("", "b");
+        table.replace(&range, vec![region("", "c")]).unwrap();
+        for key in [&b"a"[..], b"b", b"c", b"cz", b"d", b"z"] {
+            assert!(table.find(key).is_some(), "{key:?}");
+        }
+        assert_eq!(table.find(b"c").unwrap().range, EncodedRange::new("c", "d"));
     }
 }

@@ -4,6 +4,7 @@
 //! Nothing is visible to a sidecar before the last step, one transaction in PD's etcd. Before it
 //! the archive's head is written, `backupmeta` last, so that an interrupted start can be repeated.
 
+use bytes::Bytes;
 use pitr_cluster::tasks::{Task, TaskError, keys};
 use pitr_format::Ts;
 use pitr_format::start_probe::StartProbe;
@@ -153,6 +154,19 @@ fn resolve_start(start: Option<&Point>, now: Ts) -> Result<Ts, Failure> {
     Ok(ts)
 }
 
+/// The ranges that the archive was begun with. Only our own starts tell them; an archive of others
+/// that holds anything has the two that BR registers. `None` = it holds nothing yet.
+fn begun_with(info: &ArchiveInfo) -> Option<Vec<RawRange>> {
+    if let Some(probe) = &info.start_probe {
+        return Some(probe.ranges.clone());
+    }
+    let range = |start: &'static [u8], end: &'static [u8]| -> RawRange {
+        (Bytes::from_static(start), Bytes::from_static(end))
+    };
+    info.log_max
+        .map(|_| vec![range(b"m", b"n"), range(b"t", b"u")])
+}
+
 /// The task goes on where the archive ends.
 fn resume(
     cluster: &Cluster,
@@ -166,14 +180,10 @@ fn resume(
     {
         return Err(archive::other_cluster(&info.uri, meta.cluster_id, own));
     }
-    if let Some(probe) = &info.start_probe
-        && probe.ranges != request.ranges
+    if let Some(begun) = begun_with(info)
+        && begun != request.ranges
     {
-        let old = probe
-            .ranges
-            .iter()
-            .map(crate::ranges::show)
-            .collect::<Vec<_>>();
+        let old = begun.iter().map(crate::ranges::show).collect::<Vec<_>>();
         return Err(Failure::new(
             Exit::Conflict,
             "the archive was begun with other key ranges",

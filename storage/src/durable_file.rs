@@ -59,6 +59,10 @@ impl DurableWriter {
             .and_then(|()| file.sync_all())
             .and_then(|()| publish(&temp, &target, existing));
         if let Err(error) = written {
+            if error.kind() == io::ErrorKind::AlreadyExists {
+                // Whoever made it may not have come to this; the caller may take it for durable.
+                sync_directory(directory)?;
+            }
             // The first error is the one to tell; a leftover is hidden from readers anyway.
             let _ = fs::remove_file(&temp);
             return Err(error);

@@ -38,6 +38,13 @@ pub enum MatchError {
         /// Start ts of the rows.
         start_ts: Ts,
     },
+    /// Before the scan ended a commit met a prewrite, both without a value: old servers repeat the
+    /// row of a rewritten lock without its long value, so this may be an empty value or a missing one.
+    #[error("transaction {start_ts} came without a value before the scan ended")]
+    DoubtfulValue {
+        /// Start ts of the rows.
+        start_ts: Ts,
+    },
     /// A row lacks what its type must have.
     #[error("row of type {kind} has no {what}")]
     Malformed {
@@ -273,6 +280,11 @@ impl Matcher {
             {
                 kept += value.len();
                 if let Some(entry) = entry {
+                    if !delete && value.is_empty() && entry.value.is_empty() {
+                        return Err(MatchError::DoubtfulValue {
+                            start_ts: aside.start_ts,
+                        });
+                    }
                     let commit = Commit {
                         key: &aside.key,
                         start_ts: aside.start_ts,

@@ -47,6 +47,14 @@ pub enum KvError {
         /// The store's words.
         text: String,
     },
+    /// The answer is larger than a message may be: ask for less.
+    #[error("the answer to {call} is larger than a message may be: {text}")]
+    TooLarge {
+        /// The call.
+        call: &'static str,
+        /// The words of the transport.
+        text: String,
+    },
     /// A region bound is no encoded key: the cluster holds other data than transactional.
     #[error("region {region_id} ends at {bound}, which is not an encoded key")]
     BadBound {
@@ -64,7 +72,9 @@ impl KvError {
             KvError::Pd(error) => error.class(),
             KvError::Store(error) => error.class(),
             KvError::Exhausted { .. } | KvError::Locked { .. } => Class::Retry,
-            KvError::Refused { .. } | KvError::BadBound { .. } => Class::Permanent,
+            KvError::Refused { .. } | KvError::TooLarge { .. } | KvError::BadBound { .. } => {
+                Class::Permanent
+            }
         }
     }
 }

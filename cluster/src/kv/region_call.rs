@@ -127,6 +127,10 @@ impl RegionCaller {
                 call,
                 text: describe(&status),
             }),
+            Ok(Err(status)) if is_too_large(&status) => Err(KvError::TooLarge {
+                call,
+                text: describe(&status),
+            }),
             Ok(Err(status)) => {
                 self.stores.forget(store_id);
                 Ok(Err(describe(&status)))
@@ -137,4 +141,10 @@ impl RegionCaller {
             }
         }
     }
+}
+
+/// A message above the limit of either side: grpc servers say the first, tonic's decoder the
+/// second.
+fn is_too_large(status: &Status) -> bool {
+    matches!(status.code(), Code::ResourceExhausted | Code::OutOfRange)
 }

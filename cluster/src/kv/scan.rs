@@ -16,8 +16,9 @@ use crate::backoff::Backoff;
 use crate::pd::{PdClient, Region};
 use crate::stores::StoreChannels;
 
-/// Pairs asked for at once; a page of 8 MiB values would still pass the message limit.
-const PAGE: u32 = 1024;
+/// Pairs asked for at once, until a page turns out larger than a message may be (10 MiB at TiKV's
+/// sender by default): then half as many.
+const PAGE: u32 = 256;
 /// How long a lock of a living transaction is waited for.
 const LOCK_WAIT: Duration = Duration::from_secs(60);
 
@@ -84,7 +85,13 @@ impl Scan {
         let deadline = Instant::now() + LOCK_WAIT;
         let mut backoff = Backoff::for_regions(self.ts.get());
         while let Some(start) = self.next.clone() {
-            let (answer, region) = self.ask(&start).await?;
+            let (answer, region) = match self.ask(&start).await {
+                Err(KvError::TooLarge { .. }) if self.page > 1 => {
+                    self.page /= 2;
+                    continue;
+                }
+                other => other?,
+            };
             if let Some(error) = &answer.error {
                 self.handle(error, deadline, &mut backoff).await?;
                 continue;

@@ -133,9 +133,33 @@ impl TaskRegistry {
         }
     }
 
+    /// The registration of a task, and the revision that tells it from a later one of the same name.
+    pub async fn registration(
+        &self,
+        name: &str,
+    ) -> Result<Option<(StreamBackupTaskInfo, i64)>, TaskError> {
+        let key = keys::info(name);
+        let Some(kv) = self.etcd.get(key.as_bytes()).await? else {
+            return Ok(None);
+        };
+        match StreamBackupTaskInfo::decode(kv.value) {
+            Ok(info) => Ok(Some((info, kv.mod_revision))),
+            Err(error) => Err(TaskError::Damaged {
+                key,
+                reason: error.to_string(),
+            }),
+        }
+    }
+
     /// Raises `central_global` to `ts` and returns what stands there afterwards: `ts` or a larger
-    /// value that was there before. Never lowers it; fails if the task is gone.
-    pub async fn raise_global_checkpoint(&self, name: &str, ts: Ts) -> Result<Ts, TaskError> {
+    /// value that was there before. Never lowers it. Fails if the task of revision `registered` is
+    /// gone, also when another one of the same name exists: that one's archive holds nothing of it.
+    pub async fn raise_global_checkpoint(
+        &self,
+        name: &str,
+        registered: i64,
+        ts: Ts,
+    ) -> Result<Ts, TaskError> {
         keys::check_name(name)?;
         let (info, key) = (keys::info(name), keys::global_checkpoint(name));
         for _ in 0..CAS_ATTEMPTS {
@@ -147,29 +171,41 @@ impl TaskRegistry {
             }
             // Also when there is nothing to write: a stopped task must not look published.
             let conditions = vec![
-                compare::exists(info.clone()),
+                compare::unchanged(info.clone(), registered),
                 compare::unchanged(key.clone(), seen),
             ];
             if self.etcd.txn(conditions, operations).await?.succeeded {
                 return Ok(now.max(ts));
             }
-            self.must_exist(name).await?;
+            self.must_be(name, registered).await?;
         }
         Err(TaskError::Contended { key })
     }
 
-    /// Records what a store wrote into its `.ts` object; fails if the task is gone.
+    /// Fails if the registration of this revision is gone.
+    async fn must_be(&self, name: &str, registered: i64) -> Result<(), TaskError> {
+        match self.registration(name).await? {
+            Some((_, revision)) if revision == registered => Ok(()),
+            _ => Err(TaskError::NotFound {
+                name: name.to_owned(),
+            }),
+        }
+    }
+
+    /// Records what a store wrote into its `.ts` object; fails if the task of revision `registered`
+    /// is gone.
     pub async fn set_storage_checkpoint(
         &self,
         name: &str,
+        registered: i64,
         store_id: u64,
         ts: Ts,
     ) -> Result<(), TaskError> {
         keys::check_name(name)?;
         let key = keys::storage_checkpoint(name, store_id);
         let put = op::put(key, ts.get().to_be_bytes().to_vec());
-        let exists = compare::exists(keys::info(name));
-        match self.etcd.txn(vec![exists], vec![put]).await?.succeeded {
+        let same = compare::unchanged(keys::info(name), registered);
+        match self.etcd.txn(vec![same], vec![put]).await?.succeeded {
             true => Ok(()),
             false => Err(TaskError::NotFound {
                 name: name.to_owned(),
@@ -203,15 +239,6 @@ impl TaskRegistry {
                 },
             )
             .collect()
-    }
-
-    async fn must_exist(&self, name: &str) -> Result<(), TaskError> {
-        match self.etcd.get(keys::info(name).as_bytes()).await? {
-            Some(_) => Ok(()),
-            None => Err(TaskError::NotFound {
-                name: name.to_owned(),
-            }),
-        }
     }
 }
 

@@ -21,6 +21,8 @@ pub const ROOT_DIR: &str = "v1/";
 pub const META_DIR: &str = "v1/backupmeta/";
 /// Folder of the `.ts` objects; the largest value is the archive's upper bound.
 pub const CHECKPOINT_DIR: &str = "v1/global_checkpoint/";
+/// Folder of the migrations that truncation with clean-up, compaction and BR's restore leave.
+pub const MIGRATION_DIR: &str = "v1/migrations/";
 /// Suffix of the objects in [`CHECKPOINT_DIR`].
 pub const CHECKPOINT_SUFFIX: &str = ".ts";
 /// Suffix of merged data objects.

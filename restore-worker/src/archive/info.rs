@@ -25,6 +25,9 @@ pub struct ArchiveInfo {
     pub start_probe: Option<StartProbe>,
     /// Objects beside the checkpoints that are not 8 bytes long.
     pub bad_checkpoints: Vec<String>,
+    /// Migrations of other tools: they truncated metas without a trace in them, moved records into
+    /// SST files, or registered data that never was in the log.
+    pub migrations: Vec<String>,
 }
 
 impl ArchiveInfo {
@@ -41,7 +44,11 @@ impl ArchiveInfo {
 
     /// Whether the ranges were empty when the log began, so that the log alone is everything.
     pub fn proven_empty(&self) -> bool {
-        self.start_probe.as_ref().is_some_and(|probe| probe.empty)
+        let (Some(probe), Some(meta)) = (&self.start_probe, &self.backup_meta) else {
+            return false;
+        };
+        // After a truncation the log no longer reaches back to that beginning.
+        probe.empty && probe.start_ts == meta.start_ts && self.log_min() == meta.start_ts
     }
 
     /// What a restore would miss.
@@ -56,6 +63,12 @@ impl ArchiveInfo {
             out.push(
                 "no `.ts` object: nothing says up to which time the log is complete".to_owned(),
             );
+        }
+        if let Some(first) = self.migrations.first() {
+            out.push(format!(
+                "{first}: another tool changed the archive by migrations, which are not read: \
+                 records may be missing from the log, and a restore is refused"
+            ));
         }
         let ignored = |path: &String| format!("{path} is not a checkpoint of 8 bytes; ignored");
         out.extend(self.bad_checkpoints.iter().map(ignored));
@@ -72,7 +85,13 @@ pub(super) async fn read(storage: &dyn Storage) -> Result<ArchiveInfo, ArchiveEr
         log_max,
         start_probe: read_start_probe(storage).await?,
         bad_checkpoints,
+        migrations: read_migrations(storage).await?,
     })
+}
+
+async fn read_migrations(storage: &dyn Storage) -> Result<Vec<String>, StorageError> {
+    let listed = storage.list(object_name::MIGRATION_DIR).await?;
+    Ok(listed.into_iter().map(|object| object.path).collect())
 }
 
 /// The object, or `None` when it does not exist.
@@ -119,7 +138,7 @@ async fn read_checkpoints(
     Ok((max, bad))
 }
 
-async fn read_safepoint(storage: &dyn Storage) -> Result<Ts, ArchiveError> {
+pub(super) async fn read_safepoint(storage: &dyn Storage) -> Result<Ts, ArchiveError> {
     let mut max = Ts::ZERO;
     let spellings = [
         object_name::TRUNCATE_SAFEPOINT,

@@ -75,6 +75,8 @@ fn content(path: &str, name: Option<&MetaName>, meta: Metadata) -> Result<MetaCo
         return Err(Damage::new(path, "it ends before its version: it was cut"));
     }
     let groups = file_groups(meta);
+    check_message(name, store_id, (min_ts, max_ts), &groups)
+        .map_err(|what| Damage::new(path, what))?;
     if let Some(name) = name {
         check_name(name, store_id, &groups).map_err(|what| Damage::new(path, what))?;
     }
@@ -102,6 +104,42 @@ fn content(path: &str, name: Option<&MetaName>, meta: Metadata) -> Result<MetaCo
     })
 }
 
+/// What holds for every writer, whatever the name says: a message that was cut between two fields
+/// breaks one of these.
+fn check_message(
+    name: Option<&MetaName>,
+    store_id: i64,
+    told: (u64, u64),
+    groups: &[DataFileGroup],
+) -> Result<(), String> {
+    if store_id <= 0 {
+        return Err("it names no store: it was cut".to_owned());
+    }
+    let Some(held) = bounds(groups) else {
+        let flags = name.and_then(|name| name.flags).unwrap_or_default();
+        return match flags & FLAG_EMPTY {
+            0 => Err("it refers to nothing, and its name does not say so: it was cut".to_owned()),
+            _ => Ok(()),
+        };
+    };
+    if told != (0, 0) && told != held {
+        return Err(format!(
+            "it says records from {} to {}, its slices are from {} to {}",
+            told.0, told.1, held.0, held.1
+        ));
+    }
+    Ok(())
+}
+
+/// Smallest and largest ts of the slices; `None` without any.
+fn bounds(groups: &[DataFileGroup]) -> Option<(u64, u64)> {
+    let files = || groups.iter().flat_map(|g| &g.data_files_info);
+    Some((
+        files().map(|f| f.min_ts).min()?,
+        files().map(|f| f.max_ts).max()?,
+    ))
+}
+
 fn check_name(name: &MetaName, store_id: i64, groups: &[DataFileGroup]) -> Result<(), String> {
     if let Some(store) = name.store_id
         && u64::try_from(store_id) != Ok(store)
@@ -122,16 +160,96 @@ fn check_name(name: &MetaName, store_id: i64, groups: &[DataFileGroup]) -> Resul
     if name.generation < Generation::G2 || name.max_ts.is_zero() || empty == Some(true) {
         return Ok(());
     }
-    let files = || groups.iter().flat_map(|g| &g.data_files_info);
-    let held = (
-        files().map(|f| f.min_ts).min().unwrap_or_default(),
-        files().map(|f| f.max_ts).max().unwrap_or_default(),
-    );
-    if (name.min_ts.get(), name.max_ts.get()) != held {
+    // A truncation drops groups and keeps the name: the name's bounds may be wider than the rest.
+    let held = bounds(groups).unwrap_or_default();
+    if held.0 < name.min_ts.get() || held.1 > name.max_ts.get() {
         return Err(format!(
             "its name says records from {} to {}, its content from {} to {}",
             name.min_ts, name.max_ts, held.0, held.1
         ));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use pitr_proto::backup::DataFileInfo;
+
+    use super::*;
+
+    const G1: &str = "v1/backupmeta/470630701673742338-595b39ff-8270-4882-8f5a-78e0ff01ed5a.meta";
+    const G4: &str = "v1/backupmeta/06880421935400010000000000000001-d0000000000000005l0000000000000005u0000000000000014p0000000000000001.meta";
+
+    fn file(min_ts: u64, max_ts: u64) -> DataFileInfo {
+        DataFileInfo {
+            cf: "write".to_owned(),
+            path: "v1/a.log".to_owned(),
+            min_ts,
+            max_ts,
+            ..DataFileInfo::default()
+        }
+    }
+
+    fn v2(min_ts: u64, max_ts: u64, files: Vec<DataFileInfo>) -> Metadata {
+        let group = DataFileGroup {
+            path: "v1/a.log".to_owned(),
+            data_files_info: files,
+            ..DataFileGroup::default()
+        };
+        Metadata {
+            store_id: 1,
+            min_ts,
+            max_ts,
+            file_groups: vec![group],
+            meta_version: MetaVersion::V2 as i32,
+            ..Metadata::default()
+        }
+    }
+
+    fn check(path: &str, meta: Metadata) -> Result<MetaContent, Damage> {
+        content(path, MetaName::parse(path).ok().as_ref(), meta)
+    }
+
+    #[test]
+    fn a_meta_of_nothing_is_damage_unless_its_name_says_that_it_is_empty() {
+        assert!(check(G1, Metadata::default()).is_err());
+        assert!(check("v1/backupmeta/strange.meta", Metadata::default()).is_err());
+        let without_groups = Metadata {
+            store_id: 1,
+            ..Metadata::default()
+        };
+        assert!(check(G1, without_groups.clone()).is_err());
+        let empty = "v1/backupmeta/06880422CC9800010000000000000001-d0000000000000000l0000000000000000u0000000000000000p0000000000000003.meta";
+        assert!(check(empty, without_groups).is_ok());
+    }
+
+    #[test]
+    fn a_meta_of_the_first_version_that_was_cut_between_two_files_is_damage() {
+        let whole = Metadata {
+            files: vec![file(5, 9), file(7, 20)],
+            store_id: 1,
+            min_ts: 5,
+            max_ts: 20,
+            ..Metadata::default()
+        };
+        assert!(check(G1, whole.clone()).is_ok());
+        let cut = Metadata {
+            files: vec![file(5, 9)],
+            ..Metadata::default()
+        };
+        assert!(check(G1, cut).is_err());
+        let lacks_a_file = Metadata {
+            files: vec![file(5, 9)],
+            ..whole
+        };
+        assert!(check(G1, lacks_a_file).is_err());
+    }
+
+    #[test]
+    fn a_truncation_may_leave_less_than_the_name_says_and_never_more() {
+        assert!(check(G4, v2(5, 20, vec![file(5, 9), file(7, 20)])).is_ok());
+        assert!(check(G4, v2(7, 20, vec![file(7, 20)])).is_ok());
+        assert!(check(G4, v2(5, 21, vec![file(5, 21)])).is_err());
+        assert!(check(G4, v2(5, 20, vec![file(7, 20)])).is_err());
+    }
 }

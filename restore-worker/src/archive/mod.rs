@@ -60,8 +60,12 @@ pub struct Archive {
 impl Archive {
     /// Reads `backupmeta`, checkpoints, safepoint, start probe and all `.meta` objects.
     pub async fn open(storage: SharedStorage) -> Result<Archive, ArchiveError> {
-        let info = info::read(storage.as_ref()).await?;
+        let mut info = info::read(storage.as_ref()).await?;
         let metas = metas::read_all(storage.as_ref()).await?;
+        // A truncation writes its safepoint before it removes anything: whatever was missing from
+        // the listing shows now.
+        let safepoint = info::read_safepoint(storage.as_ref()).await?;
+        info.truncate_safepoint = info.truncate_safepoint.max(safepoint);
         Ok(Archive {
             storage,
             info,

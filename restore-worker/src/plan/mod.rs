@@ -126,9 +126,11 @@ pub struct Amount {
 impl Amount {
     fn add(&mut self, info: &DataFileInfo) {
         self.slices += 1;
-        self.records += info.number_of_entries.max(0) as u64;
-        self.stored_bytes += info.range_length;
-        self.plain_bytes += info.length;
+        // Numbers from outside: a sum that does not fit is only shown, never relied on.
+        let entries = info.number_of_entries.max(0) as u64;
+        self.records = self.records.saturating_add(entries);
+        self.stored_bytes = self.stored_bytes.saturating_add(info.range_length);
+        self.plain_bytes = self.plain_bytes.saturating_add(info.length);
     }
 }
 
@@ -274,6 +276,14 @@ fn admit(info: &ArchiveInfo, window: &Window) -> Result<Ts, PlanError> {
     let max = info
         .log_max
         .ok_or_else(|| PlanError::NoCheckpoint { uri: uri() })?;
+    if let Some(first) = info.migrations.first() {
+        return Err(PlanError::Unsupported {
+            object: first.clone(),
+            what: "another tool changed the archive by a migration (truncation with clean-up, \
+                   compaction, or a restore into the source): the log alone may lack records, \
+                   and migrations are not read",
+        });
+    }
     let min = info.log_min();
     let start = window.start.unwrap_or(min);
     let asked = [("restored-ts", window.restored), ("start-ts", start)];

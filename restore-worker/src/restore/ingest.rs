@@ -117,8 +117,10 @@ impl Ingest<'_> {
         let mut pending = vec![batch];
         let mut attempt = 0;
         while let Some(batch) = pending.pop() {
+            self.progress.touch_target();
             let Err(error) = self.target.ingest(&batch.region, &batch.ssts).await else {
                 self.taken(batch.ssts, &mut done).await;
+                attempt = 0;
                 continue;
             };
             attempt += 1;

@@ -69,7 +69,7 @@ impl RestoreOptions {
             sst_bytes: 64 << 20,
             batch_bytes: 96 << 20,
             ingests: 4,
-            attempts: 10,
+            attempts: 30,
         }
     }
 

@@ -1,6 +1,6 @@
 //! Counters that a caller reads while a restore runs.
 
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
 
 use crate::plan::Plan;
 
@@ -25,12 +25,17 @@ pub struct Progress {
     plain_bytes: AtomicU64,
     ingested_bytes: AtomicU64,
     ingested_records: AtomicU64,
+    target_touched: AtomicBool,
 }
 
 impl Progress {
     pub(super) fn enter(&self, stage: Stage, plan: &Plan) {
-        self.plain_bytes_total
-            .store(plan.write.plain_bytes + plan.default.plain_bytes, Relaxed);
+        self.plain_bytes_total.store(
+            plan.write
+                .plain_bytes
+                .saturating_add(plan.default.plain_bytes),
+            Relaxed,
+        );
         self.stage.store(stage as u8, Relaxed);
     }
 
@@ -41,6 +46,16 @@ impl Progress {
     pub(super) fn ingested(&self, bytes: u64, records: u64) {
         self.ingested_bytes.fetch_add(bytes, Relaxed);
         self.ingested_records.fetch_add(records, Relaxed);
+    }
+
+    pub(super) fn touch_target(&self) {
+        self.target_touched.store(true, Relaxed);
+    }
+
+    /// Whether the target was asked to take anything. From then on it may hold a part of the data,
+    /// also if no answer ever came.
+    pub fn target_touched(&self) -> bool {
+        self.target_touched.load(Relaxed)
     }
 
     /// Where the restore is.

@@ -1,12 +1,14 @@
 //! Which records of an archive a restore brings back.
 
 use bytes::Bytes;
+use pitr_format::object_name::MetaName;
 use pitr_format::write_cf::{WriteRecord, WriteType};
 use pitr_format::{Cf, OpKind, Ts};
 use pitr_restore_worker::cut::CutError;
 use pitr_restore_worker::plan::{PlanError, Window};
 use pitr_restore_worker::target::EngineTarget;
-use pitr_restore_worker::{Report, RestoreError, plan, restore};
+use pitr_restore_worker::verify::VerifyOptions;
+use pitr_restore_worker::{Report, RestoreError, plan, restore, verify};
 
 use super::golden::{Golden, Local, Pairs, restore_new, up_to};
 use super::synthetic::{END, Synthetic, long, record, short, value};
@@ -229,30 +231,60 @@ async fn two_different_records_of_one_version_are_an_error() {
 
 #[tokio::test]
 async fn metas_of_every_generation_are_read() {
+    for shift in 0..2 {
+        let golden = Golden::proven_empty("log-basic");
+        let window = up_to(golden.times.end_ts);
+        let (_, wanted) = restore_new(&golden, &window).await;
+        let archive = golden.open().await;
+        // Only the newest form is written for flushes of nothing.
+        let full = archive.metas.iter().filter(|meta| {
+            let content = meta.content.as_ref().unwrap();
+            !content.slices.is_empty()
+        });
+        for (index, meta) in full.enumerate() {
+            let other = other_form(meta.name.as_ref().unwrap(), index + shift);
+            let path = format!("v1/backupmeta/{other}.meta");
+            golden.write(&path, &golden.read(&meta.path));
+            golden.remove(&meta.path);
+        }
+        let (_, report) = restore_new(&golden, &window).await;
+        assert_eq!(report.digest_out, wanted.digest_out);
+    }
+}
+
+fn other_form(name: &MetaName, form: usize) -> String {
+    let (f, d, l, u) = (
+        name.flush_ts.get(),
+        name.min_begin_ts.get(),
+        name.min_ts.get(),
+        name.max_ts.get(),
+    );
+    match form {
+        0 => format!("{f:016X}-{d:016x}-{l:016x}-{u:016x}"),
+        1 => format!("{f:020}-5e0ff0a5-1f2d-4bd9-9a6c-8c8e3ad1b8a6"),
+        2 => format!("{f:016X}{:016X}-u{u:016X}z{:016X}l{l:016X}d{d:016X}", 1, 9),
+        _ => "written by somebody else".to_owned(),
+    }
+}
+
+#[tokio::test]
+async fn an_archive_that_others_migrated_is_refused_and_the_check_warns() {
     let golden = Golden::proven_empty("log-basic");
     let window = up_to(golden.times.end_ts);
-    let (_, wanted) = restore_new(&golden, &window).await;
+    golden.write("v1/migrations/BASE", b"");
     let archive = golden.open().await;
-    let names: Vec<String> = archive.metas.iter().map(|m| m.path.clone()).collect();
-    for (index, path) in names.iter().enumerate() {
-        let name = archive.metas[index].name.clone().unwrap();
-        let (f, d, l, u) = (
-            name.flush_ts.get(),
-            name.min_begin_ts.get(),
-            name.min_ts.get(),
-            name.max_ts.get(),
-        );
-        let other = match index % 4 {
-            0 => format!("{f:016X}-{d:016x}-{l:016x}-{u:016x}"),
-            1 => format!("{f:020}-5e0ff0a5-1f2d-4bd9-9a6c-8c8e3ad1b8a6"),
-            2 => format!("{f:016X}{:016X}-u{u:016X}z{:016X}l{l:016X}d{d:016X}", 1, 9),
-            _ => "written by somebody else".to_owned(),
-        };
-        golden.write(&format!("v1/backupmeta/{other}.meta"), &golden.read(path));
-        golden.remove(path);
-    }
-    let (_, report) = restore_new(&golden, &window).await;
-    assert_eq!(report.digest_out, wanted.digest_out);
+    let error = plan(&archive, &window).unwrap_err();
+    assert!(
+        error.to_string().starts_with("v1/migrations/BASE: "),
+        "{error}"
+    );
+    let report = verify(&archive, &VerifyOptions::default()).await.unwrap();
+    assert!(
+        report
+            .warnings
+            .iter()
+            .any(|w| w.contains("v1/migrations/BASE"))
+    );
 }
 
 #[tokio::test]

@@ -114,7 +114,11 @@ async fn dispatch(verb: Verb) -> Outcome {
         Verb::Log(LogVerb::Status(args)) => interruptible(log_status::run(args)).await,
         Verb::Log(LogVerb::Stop(args)) => interruptible(log_stop::run(args)).await,
         Verb::Log(LogVerb::Metadata(args)) => interruptible(log_metadata::run(args)).await,
-        Verb::Restore(RestoreVerb::Point(args)) => interruptible(restore_point::run(args)).await,
+        Verb::Restore(RestoreVerb::Point(args)) => {
+            let left = "the target may hold a part of the data: do not use it; restore again \
+                        into a new, empty cluster";
+            interruptible_leaving(left, restore_point::run(args)).await
+        }
         Verb::Verify(VerifyVerb::Data(args)) => interruptible(verify_data::run(args)).await,
         Verb::Verify(VerifyVerb::Scan(args)) => interruptible(verify_scan::run(args)).await,
     }
@@ -122,11 +126,17 @@ async fn dispatch(verb: Verb) -> Outcome {
 
 /// Ends a verb at Ctrl-C. `serve` has its own way to end.
 async fn interruptible(verb: impl Future<Output = Outcome>) -> Outcome {
+    let left = "what was written so far stays; the verb can be run again";
+    interruptible_leaving(left, verb).await
+}
+
+/// [`interruptible`] with the effect of an interruption.
+async fn interruptible_leaving(left: &str, verb: impl Future<Output = Outcome>) -> Outcome {
     tokio::select! {
         outcome = verb => outcome,
         signal = tokio::signal::ctrl_c() => Err(match signal {
             Ok(()) => Failure::new(Exit::Interrupted, "interrupted")
-                .effect("what was written so far stays; the verb can be run again"),
+                .effect(left),
             Err(error) => Failure::from_error(Exit::Internal, &error),
         }),
     }

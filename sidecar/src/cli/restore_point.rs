@@ -16,7 +16,7 @@ use super::args::{OutputArgs, PdArgs, StorageArgs};
 use super::{Outcome, output};
 use crate::cluster::{Cluster, now_or_local};
 use crate::failure::{Exit, Failure};
-use crate::ranges::{self, RawRange};
+use crate::ranges::RawRange;
 use crate::restore::{self, checks, target::ClusterTarget};
 use crate::time::{self, Point};
 use crate::{scan, storage};
@@ -124,8 +124,7 @@ pub async fn run(args: Args) -> Outcome {
         elapsed.as_secs_f64(),
         output::mb_per_second(report.written_bytes, elapsed),
     ));
-    let everything = ranges::task_ranges(Vec::new())
-        .map_err(|error| Failure::from_error(Exit::Internal, &error))?;
+    let everything = [RawRange::default()];
     let proof = proof(&cluster, &everything, restored)
         .await
         .map_err(unverified)?;
@@ -240,7 +239,10 @@ async fn write(
         }
     };
     bar.finish_and_clear();
-    ended.map_err(|error| restore::restore_failure(&error, progress.ingested_amount().1))
+    ended.map_err(|error| {
+        let written = progress.ingested_amount().1;
+        restore::restore_failure(&error, progress.target_touched(), written)
+    })
 }
 
 fn bar() -> ProgressBar {

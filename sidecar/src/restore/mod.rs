@@ -64,23 +64,24 @@ fn plan_failure(error: PlanError) -> Failure {
     }
 }
 
-/// How a restore that began ended badly. `written` is what the target had taken by then.
-pub fn restore_failure(error: &RestoreError, written: u64) -> Failure {
+/// How a restore that began ended badly. `touched`: the target was asked to take something;
+/// `written`: the records that it confirmed by then.
+pub fn restore_failure(error: &RestoreError, touched: bool, written: u64) -> Failure {
     let exit = match error {
         RestoreError::Damage(_) | RestoreError::NotProven(_) => Exit::Damage,
         RestoreError::Cut(error) if error.is_damage() => Exit::Damage,
         RestoreError::Storage(error) => exit_of_storage(error.kind),
         RestoreError::TempDir { .. } => Exit::Usage,
-        _ if written > 0 => Exit::Partial,
+        _ if touched => Exit::Partial,
         other => exit_of(other.class()),
     };
     let failure = Failure::from_error(exit, error);
-    if written == 0 {
+    if !touched {
         return failure.effect("nothing was written to the target");
     }
     failure
         .effect(format!(
-            "the target holds {written} records, a part of the data: do not use it"
+            "the target may hold a part of the data ({written} records are confirmed): do not use it"
         ))
         .action("restore again into a new, empty cluster")
 }

@@ -74,6 +74,7 @@ pub(super) async fn run(
 struct Session {
     context: Arc<Context>,
     task: String,
+    archive: SharedStorage,
     start_ts: Ts,
     observer: ObserverHandle,
     flusher: Flusher,
@@ -106,10 +107,13 @@ impl Session {
             status.storage = storage::uri_of_task(&task.info);
         });
         accept(task).map_err(End::not_loaded)?;
-        let archive = open_archive(context, task).await?;
+        let registered = registered(context, task).await?;
+        // GC is held before anything that may take its time, such as a storage that is away.
         let (stored, global) = durable_start(context, task).await?;
+        let archive = open_archive(context, task).await?;
         let now = context.cluster.pd.tso().await;
         let now = now.map_err(|error| End::not_loaded(error.into()))?;
+        clock_is_ahead(now, global).map_err(End::not_loaded)?;
         let ranges = task.encoded_ranges();
         let metrics = context.metrics.observer.clone();
         let log = &context.config;
@@ -123,6 +127,7 @@ impl Session {
         let sink = RegistrySink {
             tasks: context.cluster.tasks.clone(),
             task: task.name.clone(),
+            registered,
             store_id: context.store_id,
         };
         let start_ts = Ts::new(task.info.start_ts);
@@ -133,9 +138,14 @@ impl Session {
             start_ts,
             global_checkpoint: stored,
         };
-        let publisher = Publisher::open(publisher_config, archive, Arc::new(sink), metrics.clone())
-            .await
-            .map_err(|error| failed(exit_of(error.class()), &error))?;
+        let publisher = Publisher::open(
+            publisher_config,
+            archive.clone(),
+            Arc::new(sink),
+            metrics.clone(),
+        )
+        .await
+        .map_err(|error| failed(exit_of(error.class()), &error))?;
         let observer = Observer::start(observer_config(context), ranges.clone(), metrics)
             .map_err(|error| failed(Exit::Internal, &error))?;
         let source = Source::start(context, ranges, publisher.frontier(), observer.clone())
@@ -148,6 +158,7 @@ impl Session {
         let session = Session {
             context: context.clone(),
             task: task.name.clone(),
+            archive,
             start_ts,
             observer,
             flusher,
@@ -210,7 +221,14 @@ impl Session {
             }
         }
         if self.publish_failed.is_some_and(|at| at <= Instant::now()) {
-            self.publish().await;
+            match self.still_the_archive().await {
+                Ok(()) => self.publish().await,
+                Err(Trouble::Again(failure)) => {
+                    self.publish_failed = Some(Instant::now() + PUBLISH_AGAIN);
+                    self.show_failing(&failure);
+                }
+                Err(Trouble::Over(failure)) => return Err(failure),
+            }
         }
         Ok(())
     }
@@ -240,6 +258,8 @@ impl Session {
         let now = self.context.cluster.pd.tso().await;
         let now = now.map_err(|error| Trouble::Again(error.into()))?;
         self.clock.told(now);
+        clock_is_ahead(now, self.publisher.checkpoint()).map_err(Trouble::Over)?;
+        self.still_the_archive().await?;
         let flushed = self.flusher.flush(generation, now).await;
         let proof = flushed.map_err(|error| {
             let failure = Failure::from_error(exit_of(error.class()), &error);
@@ -252,6 +272,7 @@ impl Session {
                 | pitr_observer::FlushError::MetaCollision { .. } => Trouble::Over(failure),
             }
         })?;
+        self.still_the_archive().await?;
         let absorbed = self.publisher.absorb(&proof);
         let fault = generation.faults().first();
         match (absorbed.gaps, fault) {
@@ -271,6 +292,22 @@ impl Session {
                 )
                 .effect("their checkpoint stays; everything is read again from it"),
             )),
+        }
+    }
+
+    /// That what is written goes where the session began: a file system that was unmounted leaves
+    /// an empty directory that takes everything. What was written meanwhile is not in the archive,
+    /// so the session ends, and the next one reads it again.
+    async fn still_the_archive(&self) -> Result<(), Trouble> {
+        let own = self.context.cluster.pd.cluster_id();
+        match archive::cluster_of(&self.archive).await {
+            Ok(found) if found == own => Ok(()),
+            Ok(found) => {
+                let uri = self.archive.uri();
+                Err(Trouble::Over(archive::other_cluster(&uri, found, own)))
+            }
+            Err(failure) if failure.exit == Exit::NotFound => Err(Trouble::Over(failure)),
+            Err(failure) => Err(Trouble::Again(failure)),
         }
     }
 
@@ -400,6 +437,39 @@ async fn durable_start(context: &Context, task: &Task) -> Result<(Option<Ts>, Ts
         )));
     }
     Ok((stored, global))
+}
+
+/// The revision of the task's registration, if it still is the one that this session was given.
+async fn registered(context: &Context, task: &Task) -> Result<i64, End> {
+    let found = context.cluster.tasks.registration(&task.name).await;
+    match found.map_err(|error| End::not_loaded(error.into()))? {
+        Some((info, revision)) if info == task.info => Ok(revision),
+        _ => Err(End::not_loaded(
+            Failure::new(
+                Exit::TryAgain,
+                "the task was stopped or registered anew meanwhile",
+            )
+            .effect("nothing is written; the task list is read again"),
+        )),
+    }
+}
+
+/// A clock behind the checkpoint means that PD lost time (a restore of PD): commits that it hands
+/// out now would lie below what counts as durable, and no scan would find them.
+fn clock_is_ahead(now: Ts, checkpoint: Ts) -> Result<(), Failure> {
+    if now >= checkpoint {
+        return Ok(());
+    }
+    Err(
+        Failure::new(Exit::TryAgain, "PD's clock is behind the checkpoint")
+            .at(format!(
+                "now {}, checkpoint {}",
+                time::line(now),
+                time::line(checkpoint)
+            ))
+            .effect("nothing is published; changes made now would not count as new")
+            .action("raise PD's TSO above the checkpoint, or take a new base and a new archive"),
+    )
 }
 
 /// Refuses a task that cannot be done as it asks.

@@ -11,6 +11,8 @@ pub(super) struct RegistrySink {
     pub tasks: TaskRegistry,
     /// Name of the task.
     pub task: String,
+    /// Revision of the task's registration when the session began.
+    pub registered: i64,
     /// The store that writes.
     pub store_id: u64,
 }
@@ -18,14 +20,17 @@ pub(super) struct RegistrySink {
 #[async_trait]
 impl ProgressSink for RegistrySink {
     async fn raise_global(&self, ts: Ts) -> Result<Ts, SinkError> {
-        let raised = self.tasks.raise_global_checkpoint(&self.task, ts).await;
+        let raised = self
+            .tasks
+            .raise_global_checkpoint(&self.task, self.registered, ts)
+            .await;
         raised.map_err(sink_error)
     }
 
     async fn set_storage_checkpoint(&self, ts: Ts) -> Result<(), SinkError> {
         let set = self
             .tasks
-            .set_storage_checkpoint(&self.task, self.store_id, ts)
+            .set_storage_checkpoint(&self.task, self.registered, self.store_id, ts)
             .await;
         set.map_err(sink_error)
     }
