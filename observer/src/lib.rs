@@ -18,7 +18,6 @@
 //!    [`ObserverHandle::seal`]; then [`Flusher::flush`];
 //! 3. on success [`Publisher::absorb`] the proof; [`Publisher::publish`] until it succeeds.
 
-pub mod budget;
 pub mod flush;
 pub mod frontier;
 pub mod metrics;

@@ -13,12 +13,12 @@ use crossbeam_channel::{Sender, TrySendError, bounded};
 use parking_lot::Mutex;
 use pitr_format::{Class, EncodedRange};
 
-use crate::budget::MemoryBudget;
 use crate::flush::generation::{Generation, SealError};
 use crate::metrics::Metrics;
 use crate::router::{TaskRanges, shard_of};
 use crate::shard::{self, ShardCore, ShardMessage};
 use crate::source::SourceEvent;
+use pitr_budget::MemoryBudget;
 
 /// Sizes of an observer.
 #[derive(Clone, Debug)]

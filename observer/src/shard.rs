@@ -11,12 +11,12 @@ use crossbeam_channel::{Receiver, Sender};
 use pitr_format::KvRecord;
 use pitr_format::slice::{SliceBuildError, SliceBuilder};
 
-use crate::budget::{MemoryBudget, Reservation};
 use crate::metrics::Metrics;
 use crate::router::TaskRanges;
 use crate::slices::OpenSlices;
 use crate::source::{SourceEvent, SubId};
 use crate::tracker::{Tracker, TrackerSeal};
+use pitr_budget::{MemoryBudget, Reservation};
 
 /// A row that could not be kept. Its subscription claims nothing more: end it and subscribe again,
 /// and look at the source, which delivered something that is no record.

@@ -17,12 +17,12 @@ use pitr_format::slice::{SealedSlice, SliceBuildError, SliceBuilder};
 use pitr_format::{Class, Ts};
 use pitr_proto::metapb::RegionEpoch;
 
-use crate::budget::Reservation;
 use crate::flush::upload::Upload;
 use crate::frontier::RangeProgress;
 use crate::shard::{Fault, ShardSeal};
 use crate::slices::order_of;
 use crate::source::RegionMeta;
+use pitr_budget::Reservation;
 
 /// Below this plaintext size helper threads cost more than they save.
 const PARALLEL_ABOVE: usize = 1 << 20;

@@ -1,6 +1,6 @@
-//! One byte budget for everything the observer holds in memory.
+//! One byte budget for everything a process holds in memory.
 //!
-//! A reservation is taken when rows enter ([`crate::ObserverHandle::try_send`]), travels with them
+//! A reservation is taken when rows enter (`pitr_observer::ObserverHandle::try_send`), travels with them
 //! through the queue, the open slices and the generation, shrinks when the rows are compressed,
 //! and is given back when the generation is flushed and dropped. So the sum is bounded however
 //! slow the storage is; what does not fit is refused at the door.
@@ -63,7 +63,7 @@ impl MemoryBudget {
 
     /// Wakes when bytes or queue places may have become free. Register before looking:
     /// see [`Notify::notified`] and `enable`.
-    pub(crate) fn room(&self) -> &Notify {
+    pub fn room(&self) -> &Notify {
         &self.room
     }
 
