@@ -1,7 +1,7 @@
 # `make demo` runs the main job; `make test` is what CI runs. Both set up what is missing first.
 include scripts/env.mk
 
-.PHONY: setup build test lint demo playground soak
+.PHONY: setup build test lint demo playground soak bench
 
 setup:
 	@scripts/setup
@@ -31,3 +31,9 @@ playground: build
 # The long rounds: PITR_ROUNDS is the number of kills and of faulty runs (CI runs 3 of each).
 soak: build
 	PITR_ROUNDS=$${PITR_ROUNDS:-10} cargo test --locked -p pitr-sidecar --test it -- soak --nocapture
+
+# What each path costs against what the machine allows; BENCH=capture-grpc runs what begins so.
+# About three minutes; seconds per bench: BENCH_SECONDS.
+bench: setup
+	cargo build --locked -p pitr-bench
+	@$(CARGO_TARGET_DIR)/debug/tikv-pitr-bench --filter "$(BENCH)" --seconds "$${BENCH_SECONDS:-6}"

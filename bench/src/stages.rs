@@ -1,0 +1,130 @@
+//! Single stages of our paths, so that a bad ratio of a path has an address.
+
+use std::sync::Arc;
+
+use pitr_format::OpKind;
+use pitr_format::record::RecordIter;
+use pitr_format::slice::{SealedSlice, SliceBuilder, SliceId, verify_slice};
+use pitr_restore_worker::merge::{SortOptions, Sorter, Tag};
+use pitr_restore_worker::sst::SstWriter;
+use pitr_restore_worker::sst::rocks::RocksSstFactory;
+
+use crate::Result;
+use crate::bench::Bench;
+use crate::clock::timed;
+use crate::limits::Corpus;
+use crate::rows::REGIONS;
+
+/// Plaintext of one slice at most.
+const SLICE_LIMIT: u64 = 1 << 30;
+
+/// Appends every record to the builder of its slice and seals all.
+fn build(corpus: &Corpus) -> Result<Vec<SealedSlice>> {
+    let mut open: Vec<Option<SliceBuilder>> = Vec::new();
+    open.resize_with(2 * (REGIONS as usize + 1), || None);
+    for (region, records) in &corpus.events {
+        for record in records {
+            let slot = &mut open[2 * *region as usize + record.cf as usize];
+            let slice = slot.get_or_insert_with(|| {
+                SliceBuilder::new(SliceId {
+                    table_id: 117,
+                    region_id: *region,
+                    cf: record.cf,
+                    op: OpKind::Put,
+                    is_meta: false,
+                })
+            });
+            slice.append(record)?;
+        }
+    }
+    let sealed = open.into_iter().flatten().map(|slice| Ok(slice.seal()?));
+    sealed.collect()
+}
+
+/// Records to sealed slices, without the threads around it.
+pub fn build_slices(bench: &mut Bench, corpus: &Arc<Corpus>) {
+    let corpus = Arc::clone(corpus);
+    bench.stage(
+        "slices",
+        &["copy", "crc64", "sha256", "zstd-1"],
+        move || {
+            let (time, done) = timed(|| build(&corpus));
+            done.map(|_| time)
+        },
+    );
+}
+
+/// Stored slices to proven plaintext.
+pub fn verify_slices(bench: &mut Bench, corpus: &Arc<Corpus>) -> Result<()> {
+    let sealed = build(corpus)?;
+    bench.stage("verify", &["crc64", "sha256", "unzstd"], move || {
+        let (time, done) = timed(|| -> Result<()> {
+            for slice in &sealed {
+                std::hint::black_box(verify_slice(&slice.info, &slice.stored, SLICE_LIMIT)?);
+            }
+            Ok(())
+        });
+        done.map(|()| time)
+    });
+    Ok(())
+}
+
+fn sorters(corpus: &Corpus, dir: &std::path::Path) -> Result<[Sorter; 2]> {
+    let options = SortOptions {
+        memory: 4 * corpus.bytes as usize + (1 << 20),
+        ..SortOptions::default()
+    };
+    let mut sorters = ["default", "write"].map(|name| Sorter::new(dir, name, options.clone()));
+    for (cf, plain) in &corpus.slices {
+        for record in RecordIter::new(plain) {
+            let (key, value) = record?;
+            sorters[*cf as usize].push(key, Tag::Value, value)?;
+        }
+    }
+    Ok(sorters)
+}
+
+/// Records into the external sort and out of it.
+pub fn sort(bench: &mut Bench, corpus: &Arc<Corpus>) -> Result<()> {
+    let (corpus, dir) = (Arc::clone(corpus), tempfile::tempdir()?);
+    bench.stage("sorter", &["copy", "sort"], move || {
+        let (time, done) = timed(|| -> Result<()> {
+            for sorter in sorters(&corpus, dir.path())? {
+                let sorted = sorter.finish()?;
+                let mut stream = sorted.stream()?;
+                while let Some(entry) = stream.next_entry()? {
+                    std::hint::black_box(&entry);
+                }
+            }
+            Ok(())
+        });
+        done.map(|()| time)
+    });
+    Ok(())
+}
+
+/// Sorted records into SST files.
+pub fn write_ssts(bench: &mut Bench, corpus: &Arc<Corpus>) -> Result<()> {
+    let (corpus, dir) = (Arc::clone(corpus), tempfile::tempdir()?);
+    let factory = RocksSstFactory::default();
+    let mut records: Vec<_> = corpus.records().cloned().collect();
+    records.sort_by(|a, b| (a.cf, &a.key).cmp(&(b.cf, &b.key)));
+    bench.stage("sst", &["sst-lz4"], move || {
+        let (time, done) = timed(|| -> Result<Vec<_>> {
+            let mut files = Vec::new();
+            for of_cf in records.chunk_by(|a, b| a.cf == b.cf) {
+                let mut writer = SstWriter::create(&factory, dir.path(), of_cf[0].cf)?;
+                for record in of_cf {
+                    writer.put(&record.key, &record.value)?;
+                }
+                files.push(writer.finish()?);
+            }
+            Ok(files)
+        });
+        for file in done? {
+            std::fs::remove_file(file.path)?;
+        }
+        Ok(time)
+    });
+    Ok(())
+}
