@@ -1,14 +1,15 @@
 # `make demo` runs the main job; `make test` is what CI runs. Both set up what is missing first.
 include scripts/env.mk
 
-.PHONY: setup build test lint demo playground soak bench
+.PHONY: setup build test lint demo playground soak bench fuzz
 
 setup:
 	@scripts/setup
 
-# The binaries also lie at bin/, where a newcomer looks.
+# The whole workspace, so that tests find every dependency built with the same features. The
+# binaries also lie at bin/, where a newcomer looks.
 build: setup
-	cargo build --locked -p pitr-sidecar -p pitr-playground
+	cargo build --locked --workspace
 	@mkdir -p bin
 	@cp -f $(CARGO_TARGET_DIR)/debug/tikv-pitr $(CARGO_TARGET_DIR)/debug/tikv-pitr-playground bin/
 
@@ -37,3 +38,7 @@ soak: build
 bench: setup
 	cargo build --locked -p pitr-bench
 	@$(CARGO_TARGET_DIR)/debug/tikv-pitr-bench --filter "$(BENCH)" --seconds "$${BENCH_SECONDS:-6}"
+
+# Every decoder for FUZZ_SECONDS (20) each; installs the nightly compiler and cargo-fuzz if they are missing.
+fuzz: setup
+	@scripts/fuzz
