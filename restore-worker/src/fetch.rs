@@ -33,10 +33,19 @@ impl FetchError {
     }
 }
 
+/// Longest wait that another side can ask for.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
+
 /// Waits between attempts: doubling from 100 ms to at most 2 s.
 pub(crate) async fn back_off(attempt: u32) {
+    back_off_as_asked(attempt, None).await;
+}
+
+/// The same, but not shorter than the other side `asked` for (up to a minute).
+pub(crate) async fn back_off_as_asked(attempt: u32, asked: Option<Duration>) {
     let ms = 100u64.saturating_mul(1 << attempt.min(5)).min(2_000);
-    tokio::time::sleep(Duration::from_millis(ms)).await;
+    let asked = asked.unwrap_or_default().min(LONGEST_WAIT);
+    tokio::time::sleep(Duration::from_millis(ms).max(asked)).await;
 }
 
 /// Reads a small object whole, up to `attempts` times.

@@ -8,6 +8,7 @@ use std::any::Any;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use pitr_format::{Cf, Class, EncodedRange};
@@ -23,6 +24,8 @@ pub struct TargetError {
     pub class: Class,
     /// What failed, where.
     pub message: String,
+    /// How long the target asks to be left alone before the next try.
+    pub wait: Option<Duration>,
 }
 
 impl TargetError {
@@ -31,7 +34,15 @@ impl TargetError {
         TargetError {
             class,
             message: message.to_string(),
+            wait: None,
         }
+    }
+
+    /// The same, to be repeated after `wait` at the earliest.
+    #[must_use]
+    pub fn after(mut self, wait: Option<Duration>) -> Self {
+        self.wait = wait;
+        self
     }
 
     /// What to do about it.

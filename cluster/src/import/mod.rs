@@ -90,6 +90,17 @@ impl ImportError {
     }
 }
 
+impl ImportError {
+    /// How long a busy store asks to be left alone.
+    pub fn wait(&self) -> Option<Duration> {
+        let ImportError::Region { error, .. } = self else {
+            return None;
+        };
+        let busy = error.server_is_busy.as_ref()?;
+        (busy.backoff_ms > 0).then(|| Duration::from_millis(busy.backoff_ms))
+    }
+}
+
 /// A busy or full store is waited for; everything else means another region, leader or file state.
 fn region_class(error: &errorpb::Error) -> Class {
     match error.server_is_busy.is_some() || error.disk_full.is_some() {
@@ -304,6 +315,20 @@ mod tests {
             ..Default::default()
         };
         assert_eq!(region_class(&busy), Class::Retry);
+        let told = |backoff_ms| ImportError::Region {
+            call: "MultiIngest",
+            store_id: 1,
+            region_id: 2,
+            error: Box::new(errorpb::Error {
+                server_is_busy: Some(errorpb::ServerIsBusy {
+                    backoff_ms,
+                    ..Default::default()
+                }),
+                ..Default::default()
+            }),
+        };
+        assert_eq!(told(1_500).wait(), Some(Duration::from_millis(1_500)));
+        assert_eq!(told(0).wait(), None);
         assert_eq!(
             status_class(&Status::unknown("FileExists(..)")),
             Class::Permanent

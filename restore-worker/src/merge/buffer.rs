@@ -26,10 +26,8 @@ pub(super) struct Buffer {
 
 impl Buffer {
     pub(super) fn push(&mut self, key: &[u8], tag: Tag, value: &[u8]) {
-        let need = key.len() + value.len();
-        let fits = |chunk: &Vec<u8>| chunk.capacity() - chunk.len() >= need;
-        if !self.chunks.last().is_some_and(fits) {
-            let capacity = need.max(CHUNK);
+        let capacity = self.growth(key.len() + value.len());
+        if capacity > 0 {
             self.allocated += capacity;
             self.chunks.push(Vec::with_capacity(capacity));
         }
@@ -46,9 +44,27 @@ impl Buffer {
         chunk.extend_from_slice(value);
     }
 
+    /// Size of the chunk that `need` more bytes make necessary; 0 if they fit.
+    fn growth(&self, need: usize) -> usize {
+        let fits = |chunk: &Vec<u8>| chunk.capacity() - chunk.len() >= need;
+        match self.chunks.last().is_some_and(fits) {
+            true => 0,
+            false => need.max(CHUNK),
+        }
+    }
+
+    /// Bytes allocated once an entry of `need` bytes is added. The list of entries doubles.
+    pub(super) fn memory_with(&self, need: usize) -> usize {
+        let more_slots = match self.slots.len() < self.slots.capacity() {
+            true => 0,
+            false => self.slots.capacity().max(4),
+        };
+        self.memory() + self.growth(need) + more_slots * size_of::<Slot>()
+    }
+
     /// Bytes allocated.
-    pub(super) fn memory(&self) -> usize {
-        self.allocated + self.slots.len() * size_of::<Slot>()
+    fn memory(&self) -> usize {
+        self.allocated + self.slots.capacity() * size_of::<Slot>()
     }
 
     pub(super) fn is_empty(&self) -> bool {

@@ -2,8 +2,9 @@
 //! within a memory bound.
 //!
 //! An entry is (key, [`Tag`], value); that is also the order. Entries that are equal in all three
-//! come out once, the others are counted as duplicates. When the memory bound is reached, what is
-//! in memory is sorted and spilled as a run file. The stream merges all runs and can be resumed
+//! come out once, the others are counted as duplicates. What is in memory is reserved from the
+//! caller's budget; when the sorter's share or the budget is used up, it is sorted and spilled as
+//! a run file. The stream merges all runs and can be resumed
 //! from a [`Position`], which is how a part is read again after a target region changed.
 //!
 //! Called by the restore driver: one sorter per column family.
@@ -13,7 +14,10 @@ mod run;
 mod stream;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use pitr_budget::{MemoryBudget, Reservation};
 use pitr_format::Class;
 
 use buffer::Buffer;
@@ -80,31 +84,54 @@ impl Duplicates {
     }
 }
 
-/// Why sorting failed: the temporary directory.
+/// Why sorting failed.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "sort run {path}: {action}: {source}; check space and permissions of the temporary directory"
-)]
-pub struct SortError {
-    /// The run file.
-    pub path: PathBuf,
-    /// What was tried.
-    pub action: &'static str,
-    /// The system's answer.
-    pub source: std::io::Error,
+pub enum SortError {
+    /// The temporary directory.
+    #[error(
+        "sort run {path}: {action}: {source}; check space and permissions of the temporary directory"
+    )]
+    Run {
+        /// The run file.
+        path: PathBuf,
+        /// What was tried.
+        action: &'static str,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// Others hold the memory budget, and do not give it back.
+    #[error(
+        "no {bytes} bytes became free in a memory budget of {limit} within {} s; give the restore \
+         more memory, or stop what else uses the budget",
+        WAIT_FOR_MEMORY.as_secs()
+    )]
+    Memory {
+        /// Bytes needed.
+        bytes: u64,
+        /// Size of the budget.
+        limit: u64,
+    },
 }
 
 impl SortError {
-    /// The local disk failed; repeating the same step does not help.
+    /// The local disk failed, or memory is held by others, which may end.
     pub fn class(&self) -> Class {
-        Class::Permanent
+        match self {
+            SortError::Run { .. } => Class::Permanent,
+            SortError::Memory { .. } => Class::Retry,
+        }
     }
 }
+
+/// How long an empty sorter waits for others to give memory back.
+const WAIT_FOR_MEMORY: Duration = Duration::from_secs(120);
+/// Bytes reserved at a time, so that the budget's counter is not touched for each entry.
+const RESERVE_STEP: u64 = 1 << 20;
 
 /// Bounds of one sorter.
 #[derive(Clone, Debug)]
 pub struct SortOptions {
-    /// Bytes of entries that are kept in memory; one entry may exceed it.
+    /// Share of the budget: bytes of entries that are kept in memory; one entry may exceed it.
     pub memory: usize,
     /// Runs that are merged at once; each takes a read buffer of 64 KiB.
     pub fan_in: usize,
@@ -124,6 +151,7 @@ pub struct Sorter {
     dir: PathBuf,
     name: &'static str,
     options: SortOptions,
+    held: Reservation,
     buffer: Buffer,
     runs: Vec<Run>,
     created: usize,
@@ -132,8 +160,13 @@ pub struct Sorter {
 
 impl Sorter {
     /// A sorter that spills into `dir` (which the caller owns and removes) under names that begin
-    /// with `name`.
-    pub fn new(dir: &Path, name: &'static str, options: SortOptions) -> Self {
+    /// with `name`, and reserves what it keeps in memory from `budget`.
+    pub fn new(
+        dir: &Path,
+        name: &'static str,
+        options: SortOptions,
+        budget: &Arc<MemoryBudget>,
+    ) -> Self {
         Sorter {
             dir: dir.to_owned(),
             name,
@@ -141,6 +174,7 @@ impl Sorter {
                 fan_in: options.fan_in.max(2),
                 ..options
             },
+            held: budget.nothing(),
             buffer: Buffer::default(),
             runs: Vec::new(),
             created: 0,
@@ -148,13 +182,39 @@ impl Sorter {
         }
     }
 
-    /// Adds an entry; spills when the memory bound is reached.
+    /// Adds an entry; spills first when the share or the budget is used up. Blocks while the
+    /// budget has no room even for an empty sorter.
     pub fn push(&mut self, key: &[u8], tag: Tag, value: &[u8]) -> Result<(), SortError> {
-        self.buffer.push(key, tag, value);
-        if self.buffer.memory() >= self.options.memory {
+        let need = key.len() + value.len();
+        if self.buffer.memory_with(need) > self.options.memory {
             self.spill()?;
         }
+        self.reserve(need)?;
+        self.buffer.push(key, tag, value);
         Ok(())
+    }
+
+    fn reserve(&mut self, need: usize) -> Result<(), SortError> {
+        let missing = |s: &Self| (s.buffer.memory_with(need) as u64).saturating_sub(s.held.bytes());
+        let bytes = missing(self);
+        if bytes == 0 {
+            return Ok(());
+        }
+        if self.held.try_grow(bytes.max(RESERVE_STEP)) {
+            return Ok(());
+        }
+        self.spill()?;
+        let (bytes, began) = (missing(self), Instant::now());
+        loop {
+            if self.held.try_grow(bytes) {
+                return Ok(());
+            }
+            if began.elapsed() > WAIT_FOR_MEMORY {
+                let limit = self.held.budget().limit();
+                return Err(SortError::Memory { bytes, limit });
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
     }
 
     /// Sorts what is left and merges runs until one pass can read them all.
@@ -162,7 +222,7 @@ impl Sorter {
         if self.runs.is_empty() {
             self.duplicates.add(self.buffer.sort());
             return Ok(Sorted {
-                runs: vec![Run::memory(self.buffer)],
+                runs: vec![Run::memory(self.buffer, self.held)],
                 duplicates: self.duplicates,
             });
         }
@@ -189,6 +249,8 @@ impl Sorter {
             }
         }
         self.runs.push(writer.finish()?);
+        drop(buffer);
+        self.held.shrink_to(0);
         Ok(())
     }
 

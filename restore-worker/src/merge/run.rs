@@ -7,6 +7,8 @@ use std::fs::File;
 use std::io::{BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::PathBuf;
 
+use pitr_budget::Reservation;
+
 use super::{Buffer, Entry, SortError, Tag};
 
 const HEADER: usize = 9;
@@ -14,22 +16,29 @@ const IO_BUFFER: usize = 64 << 10;
 
 /// A run that is complete.
 pub(super) enum Run {
-    Memory(Buffer),
+    /// Sorted entries, and the memory they were granted.
+    Memory {
+        buffer: Buffer,
+        _held: Reservation,
+    },
     File(PathBuf),
 }
 
 impl Run {
-    pub(super) fn memory(buffer: Buffer) -> Self {
-        Run::Memory(buffer)
+    pub(super) fn memory(buffer: Buffer, held: Reservation) -> Self {
+        Run::Memory {
+            buffer,
+            _held: held,
+        }
     }
 
     /// A reader at `from`: an entry index of a run in memory, a byte offset of a file.
     pub(super) fn open(&self, from: u64) -> Result<RunReader<'_>, SortError> {
         match self {
-            Run::Memory(buffer) => Ok(RunReader::Memory { buffer, next: from }),
+            Run::Memory { buffer, .. } => Ok(RunReader::Memory { buffer, next: from }),
             Run::File(path) => {
                 let io = |action| {
-                    move |source| SortError {
+                    move |source| SortError::Run {
                         path: path.clone(),
                         action,
                         source,
@@ -48,8 +57,8 @@ impl Run {
 
     pub(super) fn remove(self) -> Result<(), SortError> {
         match self {
-            Run::Memory(_) => Ok(()),
-            Run::File(path) => std::fs::remove_file(&path).map_err(|source| SortError {
+            Run::Memory { .. } => Ok(()),
+            Run::File(path) => std::fs::remove_file(&path).map_err(|source| SortError::Run {
                 path,
                 action: "remove",
                 source,
@@ -90,7 +99,7 @@ impl RunReader<'_> {
                 Ok(entry)
             }
             RunReader::File { file, path, next } => {
-                let entry = read_entry(file).map_err(|source| SortError {
+                let entry = read_entry(file).map_err(|source| SortError::Run {
                     path: path.to_path_buf(),
                     action: "read",
                     source,
@@ -133,7 +142,7 @@ impl RunWriter {
                 file: BufWriter::with_capacity(IO_BUFFER, file),
                 path,
             }),
-            Err(source) => Err(SortError {
+            Err(source) => Err(SortError::Run {
                 path,
                 action: "create",
                 source,
@@ -143,7 +152,7 @@ impl RunWriter {
 
     pub(super) fn append(&mut self, key: &[u8], tag: Tag, value: &[u8]) -> Result<(), SortError> {
         self.append_parts(key, tag, value)
-            .map_err(|source| SortError {
+            .map_err(|source| SortError::Run {
                 path: self.path.clone(),
                 action: "write",
                 source,
@@ -161,7 +170,7 @@ impl RunWriter {
     pub(super) fn finish(mut self) -> Result<Run, SortError> {
         match self.file.flush() {
             Ok(()) => Ok(Run::File(self.path)),
-            Err(source) => Err(SortError {
+            Err(source) => Err(SortError::Run {
                 path: self.path,
                 action: "flush",
                 source,

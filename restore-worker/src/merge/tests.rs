@@ -7,7 +7,8 @@ use proptest::prelude::*;
 use super::*;
 
 fn sorter(dir: &Path, memory: usize, fan_in: usize) -> Sorter {
-    Sorter::new(dir, "test", SortOptions { memory, fan_in })
+    let budget = MemoryBudget::new(u64::MAX);
+    Sorter::new(dir, "test", SortOptions { memory, fan_in }, &budget)
 }
 
 fn all(sorted: &Sorted) -> (Vec<Entry>, Duplicates) {
@@ -95,10 +96,54 @@ fn a_run_that_was_cut_is_an_error_not_an_early_end() {
     let dir = tempfile::tempdir().unwrap();
     let mut sorter = sorter(dir.path(), 1, 4);
     sorter.push(b"key", Tag::Value, b"value").unwrap();
+    sorter.push(b"later", Tag::Value, b"value").unwrap();
     let sorted = sorter.finish().unwrap();
     let path = dir.path().join("test-0.run");
     let bytes = std::fs::read(&path).unwrap();
     std::fs::write(&path, &bytes[..bytes.len() - 1]).unwrap();
     let error = sorted.stream().err().unwrap();
     assert!(error.to_string().contains("test-0.run"), "{error}");
+}
+
+#[test]
+fn entries_in_memory_are_reserved_until_the_run_is_dropped() {
+    let dir = tempfile::tempdir().unwrap();
+    let budget = MemoryBudget::new(64 << 20);
+    let mut sorter = Sorter::new(dir.path(), "test", SortOptions::default(), &budget);
+    for i in 0..30u32 {
+        let value = vec![7; 100 << 10];
+        sorter.push(&i.to_be_bytes(), Tag::Value, &value).unwrap();
+    }
+    assert!(budget.used() >= 3 << 20, "{}", budget.used());
+    let sorted = sorter.finish().unwrap();
+    assert!(budget.used() >= 3 << 20, "{}", budget.used());
+    assert_eq!(all(&sorted).0.len(), 30);
+    drop(sorted);
+    assert_eq!(budget.used(), 0);
+}
+
+#[test]
+fn a_sorter_spills_when_others_take_the_budget_and_waits_when_it_has_nothing_to_give() {
+    let dir = tempfile::tempdir().unwrap();
+    let budget = MemoryBudget::new(8 << 20);
+    let mut sorter = Sorter::new(dir.path(), "test", SortOptions::default(), &budget);
+    let value = vec![7; 900 << 10];
+    for i in 0..3u8 {
+        sorter.push(&[i], Tag::Value, &value).unwrap();
+    }
+    let held = budget.used();
+    let others = budget.try_reserve((8 << 20) - held).unwrap();
+    sorter.push(&[3], Tag::Value, &value).unwrap();
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "one run");
+    assert!(budget.used() <= 8 << 20);
+    let rest = budget.try_reserve((8 << 20) - budget.used()).unwrap();
+    let giving = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(50));
+        drop((others, rest));
+    });
+    for i in 4..8u8 {
+        sorter.push(&[i], Tag::Value, &value).unwrap();
+    }
+    giving.join().unwrap();
+    assert_eq!(all(&sorter.finish().unwrap()).0.len(), 8);
 }

@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 
 use super::{Progress, Report, RestoreError, RestoreOptions};
 use crate::cut::{Batch, CutError, CutOptions, CutTally, Cutter, SortedRecords};
-use crate::fetch::back_off;
+use crate::fetch::back_off_as_asked;
 use crate::regions::{self, RegionTable};
 use crate::sst::SstFile;
 use crate::target::Target;
@@ -128,7 +128,7 @@ impl Ingest<'_> {
                 return Err(error.into());
             }
             tracing::info!(range = ?batch.range(), attempt, %error, "ingest is repeated");
-            back_off(attempt).await;
+            back_off_as_asked(attempt, error.wait).await;
             if error.class() == Class::Refresh {
                 done.recuts += 1;
                 pending.extend(self.cut_again(batch, shared).await?);

@@ -12,6 +12,7 @@ mod select;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use pitr_budget::MemoryBudget;
 use pitr_format::{Class, EncodedRange};
 use pitr_storage::{SharedStorage, StorageError};
 
@@ -27,6 +28,13 @@ use crate::target::{Target, TargetError};
 pub use progress::{Progress, Stage};
 pub use report::Report;
 
+/// Budget of a restore that is given none.
+pub const DEFAULT_MEMORY: u64 = 512 << 20;
+/// The smallest budget that a restore works with.
+pub const MIN_MEMORY: u64 = 16 << 20;
+/// More in flight does not make a restore faster.
+const MAX_INFLIGHT: u32 = 256 << 20;
+
 /// Bounds and choices of a restore.
 #[derive(Clone)]
 pub struct RestoreOptions {
@@ -37,9 +45,12 @@ pub struct RestoreOptions {
     pub sst: Arc<dyn SstFactory>,
     /// Optional replacement of a key prefix.
     pub rewrite: Rewrite,
-    /// Bytes that the sorters keep in memory, all together.
+    /// What sort runs in memory and requests in flight reserve from; see
+    /// [`RestoreOptions::with_memory`].
+    pub memory: Arc<MemoryBudget>,
+    /// Share of the sorters: bytes that they keep in memory, all together.
     pub sort_memory: usize,
-    /// Bytes of requests in flight, with their plaintext; one request may exceed it alone.
+    /// Share of requests in flight, with their plaintext; one request may exceed it alone.
     pub inflight_bytes: u32,
     /// Requests at once.
     pub fetches: usize,
@@ -62,8 +73,9 @@ impl RestoreOptions {
             temp_dir: temp_dir.into(),
             sst,
             rewrite: Rewrite::identity(),
-            sort_memory: 256 << 20,
-            inflight_bytes: 64 << 20,
+            memory: MemoryBudget::new(0),
+            sort_memory: 0,
+            inflight_bytes: 0,
             fetches: 8,
             max_slice_bytes: 1 << 30,
             sst_bytes: 64 << 20,
@@ -71,6 +83,21 @@ impl RestoreOptions {
             ingests: 4,
             attempts: 30,
         }
+        .with_memory(MemoryBudget::new(DEFAULT_MEMORY))
+    }
+
+    /// With another budget: half of its limit is for the sorters, an eighth for requests in
+    /// flight; the rest stays for what is cut, uploaded and merged at the same time. Others may
+    /// use the budget too; the restore spills or waits when they leave no room.
+    #[must_use]
+    pub fn with_memory(mut self, memory: Arc<MemoryBudget>) -> Self {
+        let limit = memory.limit().max(MIN_MEMORY);
+        self.sort_memory = usize::try_from(limit / 2).unwrap_or(usize::MAX);
+        self.inflight_bytes = u32::try_from(limit / 8)
+            .unwrap_or(MAX_INFLIGHT)
+            .min(MAX_INFLIGHT);
+        self.memory = memory;
+        self
     }
 
     /// Defaults with RocksDB's own SST files.
@@ -110,6 +137,12 @@ pub enum RestoreError {
         /// The system's answer.
         source: std::io::Error,
     },
+    /// The memory budget is too small.
+    #[error("{limit} bytes of memory are too few for a restore; give it at least {MIN_MEMORY}")]
+    TooLittleMemory {
+        /// What was given.
+        limit: u64,
+    },
     /// The proof failed: do not use the target.
     #[error("the restore is not proven, do not use the target: {0}")]
     NotProven(String),
@@ -127,9 +160,10 @@ impl RestoreError {
             RestoreError::Sort(e) => e.class(),
             RestoreError::Cut(e) => e.class(),
             RestoreError::Target(e) => e.class(),
-            RestoreError::TempDir { .. } | RestoreError::NotProven(_) | RestoreError::Worker(_) => {
-                Class::Permanent
-            }
+            RestoreError::TempDir { .. }
+            | RestoreError::TooLittleMemory { .. }
+            | RestoreError::NotProven(_)
+            | RestoreError::Worker(_) => Class::Permanent,
         }
     }
 }
@@ -151,6 +185,10 @@ pub async fn restore(
     options: RestoreOptions,
     progress: Arc<Progress>,
 ) -> Result<Report, RestoreError> {
+    let limit = options.memory.limit();
+    if limit < MIN_MEMORY {
+        return Err(RestoreError::TooLittleMemory { limit });
+    }
     let dir = tempfile::Builder::new()
         .prefix("pitr-restore-")
         .tempdir_in(&options.temp_dir)

@@ -79,13 +79,13 @@ pub(super) async fn select(
         },
         max_slice_bytes: options.max_slice_bytes,
         sorters: Mutex::new(Sorters {
-            default: Sorter::new(dir, "default", sort.clone()),
-            write: Sorter::new(dir, "write", sort),
+            default: Sorter::new(dir, "default", sort.clone(), &options.memory),
+            write: Sorter::new(dir, "write", sort, &options.memory),
         }),
     });
-    let memory = Semaphore::new(options.inflight_bytes as usize);
+    let share = Semaphore::new(options.inflight_bytes as usize);
     let mut tallies = futures::stream::iter(plan.reads.iter().cloned())
-        .map(|read| one_request(read, &selection, storage, options, &memory, progress))
+        .map(|read| one_request(read, &selection, storage, options, &share, progress))
         .buffer_unordered(options.fetches.max(1));
     while let Some(tally) = tallies.try_next().await? {
         report.requests += 1;
@@ -106,14 +106,16 @@ async fn one_request(
     selection: &Arc<Selection>,
     storage: &SharedStorage,
     options: &RestoreOptions,
-    memory: &Semaphore,
+    share: &Semaphore,
     progress: &Arc<Progress>,
 ) -> Result<Tally, RestoreError> {
     let permits = u32::try_from(read.memory())
         .unwrap_or(u32::MAX)
         .min(options.inflight_bytes);
-    let permit = memory.acquire_many(permits).await;
+    let permit = share.acquire_many(permits).await;
     let _permit = permit.map_err(|e| RestoreError::Worker(e.to_string()))?;
+    // The sorters never hold all of the budget, so there will be room.
+    let _memory = options.memory.reserve(u64::from(permits)).await;
     let bytes = fetch(storage.as_ref(), &read, options.attempts).await?;
     let selection = Arc::clone(selection);
     let worker = tokio::task::spawn_blocking(move || selection.add(&read, &bytes));

@@ -3,6 +3,7 @@
 //! process.
 
 mod args;
+mod interrupt;
 mod log_metadata;
 mod log_start;
 mod log_status;

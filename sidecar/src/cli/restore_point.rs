@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
+use pitr_budget::MemoryBudget;
 use pitr_format::Ts;
 use pitr_format::digest::ScanDigest;
 use pitr_restore_worker::restore::{Stage, target_ranges};
@@ -13,11 +14,13 @@ use pitr_restore_worker::{Archive, Plan, Progress, Report, RestoreOptions};
 use serde::Serialize;
 
 use super::args::{OutputArgs, PdArgs, StorageArgs};
+use super::interrupt::Interrupt;
 use super::{Outcome, output};
 use crate::cluster::{Cluster, now_or_local};
+use crate::config::ByteSize;
 use crate::failure::{Exit, Failure};
 use crate::ranges::RawRange;
-use crate::restore::{self, checks, target::ClusterTarget};
+use crate::restore::{self, checks, import_mode::ImportMode, target::ClusterTarget};
 use crate::time::{self, Point};
 use crate::{scan, storage};
 
@@ -42,6 +45,9 @@ pub struct Args {
     /// Where sort runs and SST files wait. Default: the system's temporary directory.
     #[arg(long, value_name = "DIR")]
     temp_dir: Option<PathBuf>,
+    /// Bound of sort runs and fetched slices in memory; more spills to the temporary directory.
+    #[arg(long, value_name = "SIZE", default_value = "512MiB")]
+    memory: ByteSize,
     #[command(flatten)]
     output: OutputArgs,
 }
@@ -116,7 +122,8 @@ pub async fn run(args: Args) -> Outcome {
         time::line(restored)
     ));
     let began = Instant::now();
-    let report = write(&args, &archive, &plan, &cluster).await?;
+    let mut interrupt = Interrupt::listen()?;
+    let report = write(&args, &archive, &plan, &cluster, &mut interrupt).await?;
     let elapsed = began.elapsed();
     output::say(&format!(
         "restored {} records in {:.1} s ({:.1} MB/s); reading the target for the proof",
@@ -125,9 +132,11 @@ pub async fn run(args: Args) -> Outcome {
         output::mb_per_second(report.written_bytes, elapsed),
     ));
     let everything = [RawRange::default()];
-    let proof = proof(&cluster, &everything, restored)
-        .await
-        .map_err(unverified)?;
+    let proof = tokio::select! {
+        proof = proof(&cluster, &everything, restored) => proof,
+        () = interrupt.received() => Err(Failure::new(Exit::Interrupted, "ended by a signal")),
+    };
+    let proof = proof.map_err(unverified)?;
     print(&args, &plan, &cluster, &report, elapsed, &proof)?;
     judge(&proof, &report.expected_scan)
 }
@@ -222,27 +231,40 @@ async fn write(
     archive: &Archive,
     plan: &Plan,
     cluster: &Cluster,
+    interrupt: &mut Interrupt,
 ) -> Result<Report, Failure> {
     let temp_dir = args.temp_dir.clone().unwrap_or_else(std::env::temp_dir);
-    let options = RestoreOptions::rocks(temp_dir);
+    let memory = MemoryBudget::new(args.memory.get());
+    let options = RestoreOptions::rocks(temp_dir).with_memory(memory);
+    let mode = ImportMode::enter(cluster).await;
     let progress = Arc::new(Progress::default());
     let target = ClusterTarget::new(cluster);
     let storage = archive.storage().clone();
-    let restoring = pitr_restore_worker::restore(plan, storage, &target, options, progress.clone());
-    tokio::pin!(restoring);
+    let mut restoring = Box::pin(pitr_restore_worker::restore(
+        plan,
+        storage,
+        &target,
+        options,
+        progress.clone(),
+    ));
     let bar = bar();
     let mut tick = tokio::time::interval(Duration::from_millis(200));
     let ended = loop {
         tokio::select! {
-            ended = &mut restoring => break ended,
+            ended = &mut restoring => break Some(ended),
+            () = interrupt.received() => break None,
             _ = tick.tick() => draw(&bar, &progress),
         }
     };
+    // Cancels what still runs, so that nothing is ingested after the way back to normal mode.
+    drop(restoring);
     bar.finish_and_clear();
-    ended.map_err(|error| {
-        let written = progress.ingested_amount().1;
-        restore::restore_failure(&error, progress.target_touched(), written)
-    })
+    mode.leave().await;
+    let (touched, written) = (progress.target_touched(), progress.ingested_amount().1);
+    match ended {
+        Some(ended) => ended.map_err(|error| restore::restore_failure(&error, touched, written)),
+        None => Err(restore::interrupted(touched, written)),
+    }
 }
 
 fn bar() -> ProgressBar {

@@ -5,6 +5,7 @@
 //! selection of the archive must show. Nothing is written before every slice was read and proven.
 
 pub mod checks;
+pub mod import_mode;
 pub mod target;
 
 use pitr_format::Ts;
@@ -71,11 +72,20 @@ pub fn restore_failure(error: &RestoreError, touched: bool, written: u64) -> Fai
         RestoreError::Damage(_) | RestoreError::NotProven(_) => Exit::Damage,
         RestoreError::Cut(error) if error.is_damage() => Exit::Damage,
         RestoreError::Storage(error) => exit_of_storage(error.kind),
-        RestoreError::TempDir { .. } => Exit::Usage,
+        RestoreError::TempDir { .. } | RestoreError::TooLittleMemory { .. } => Exit::Usage,
         _ if touched => Exit::Partial,
         other => exit_of(other.class()),
     };
-    let failure = Failure::from_error(exit, error);
+    partial(Failure::from_error(exit, error), touched, written)
+}
+
+/// A restore that a signal ended.
+pub fn interrupted(touched: bool, written: u64) -> Failure {
+    let failure = Failure::new(Exit::Interrupted, "the restore was ended by a signal");
+    partial(failure, touched, written)
+}
+
+fn partial(failure: Failure, touched: bool, written: u64) -> Failure {
     if !touched {
         return failure.effect("nothing was written to the target");
     }

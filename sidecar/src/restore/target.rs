@@ -127,7 +127,7 @@ async fn checksum(path: &Path) -> std::io::Result<u32> {
 }
 
 fn refused(error: ImportError) -> TargetError {
-    TargetError::new(error.class(), chain(&error))
+    TargetError::new(error.class(), chain(&error)).after(error.wait())
 }
 
 fn unreadable(path: &Path, error: &std::io::Error) -> TargetError {
