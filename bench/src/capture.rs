@@ -5,8 +5,7 @@ use std::time::Duration;
 
 use pitr_format::{EncodedRange, Ts};
 use pitr_observer::{
-    Flusher, FlusherConfig, Metrics, Observer, ObserverConfig, ObserverHandle, SendError,
-    SourceEvent,
+    Env, Flusher, FlusherConfig, Observer, ObserverConfig, ObserverHandle, SendError, SourceEvent,
 };
 use pitr_storage::{SharedStorage, open_url};
 use prometheus::Registry;
@@ -37,15 +36,14 @@ impl Capture {
         regions: impl IntoIterator<Item = u64>,
         slice_limit: u64,
     ) -> Result<Self> {
-        let metrics = Metrics::new(&Registry::new())?;
+        let env = Env::with_registry(&Registry::new(), MEMORY)?;
         let config = ObserverConfig {
-            memory_budget: MEMORY,
             slice_limit,
             ..ObserverConfig::default()
         };
-        let observer = Observer::start(config, [EncodedRange::ALL], metrics.clone())?;
+        let observer = Observer::start(config, env.clone(), [EncodedRange::ALL])?;
         let config = FlusherConfig::new(1);
-        let flusher = Flusher::open(storage.clone(), config, metrics).await?;
+        let flusher = Flusher::open(storage.clone(), config, &env).await?;
         for id in regions {
             let started = SourceEvent::Started {
                 sub: id,

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use pitr_format::{EncodedRange, Ts};
-use pitr_observer::{Metrics, ShardCore, SourceEvent, TaskRanges};
+use pitr_observer::{Env, ShardCore, SourceEvent, TaskRanges};
 use prometheus::Registry;
 
 use crate::Result;
@@ -19,7 +19,11 @@ const ROWS: u64 = 4;
 /// Prints one line.
 pub fn run(regions: usize) -> Result<()> {
     let ranges = Arc::new(TaskRanges::new([EncodedRange::ALL]));
-    let mut core = ShardCore::new(ranges, 256 << 20, Metrics::new(&Registry::new())?);
+    let mut core = ShardCore::new(
+        ranges,
+        256 << 20,
+        Env::with_registry(&Registry::new(), 4 << 30)?,
+    );
     let regions = regions as u64;
     for id in 1..=regions {
         core.apply(SourceEvent::Started {

@@ -5,10 +5,10 @@
 //! ```
 //!
 //! The library is what sits between a source of changes (a CDC stream, or hooks inside an engine)
-//! and object storage. It owns threads for the hot path ([`Observer`]) and nothing else: object
-//! I/O runs on the caller's tokio runtime, time comes in as arguments, PD is behind
-//! [`ProgressSink`]. Read in the order of the data: [`source`], [`tracker`], [`router`],
-//! [`slices`], [`shard`], [`observer`], [`flush`], [`publish`].
+//! and object storage. Threads, clock, randomness, metrics registry and memory are the embedder's
+//! ([`Env`]); object I/O runs on the caller's tokio runtime, PD is behind [`ProgressSink`]. Read in
+//! the order of the data: [`source`], [`tracker`], [`router`], [`slices`], [`shard`], [`observer`],
+//! [`flush`], [`publish`].
 //!
 //! The caller's loop:
 //!
@@ -18,6 +18,9 @@
 //!    [`ObserverHandle::seal`]; then [`Flusher::flush`];
 //! 3. on success [`Publisher::absorb`] the proof; [`Publisher::publish`] until it succeeds.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
+pub mod env;
 pub mod flush;
 pub mod frontier;
 pub mod metrics;
@@ -30,6 +33,7 @@ pub mod slices;
 pub mod source;
 pub mod tracker;
 
+pub use env::Env;
 pub use flush::flusher::{FlushError, Flusher, FlusherConfig};
 pub use flush::generation::{FlushedProof, Generation, SealError};
 pub use frontier::{FrontierMap, RangeProgress, SharedFrontier};

@@ -1,4 +1,4 @@
-//! The running observer: one thread and one bounded queue per shard.
+//! The running observer: one worker and one bounded queue per shard.
 //!
 //! [`ObserverHandle::try_send`] never blocks: a full queue or an exhausted memory budget is
 //! answered with the event itself, so that the reader of a CDC stream can give the region back
@@ -7,28 +7,25 @@
 //! any earlier one.
 
 use std::sync::Arc;
-use std::thread;
 
 use crossbeam_channel::{Sender, TrySendError, bounded};
-use parking_lot::Mutex;
+use pitr_env::unblock;
 use pitr_format::{Class, EncodedRange};
+use tokio::sync::{Mutex, oneshot};
 
+use crate::env::Env;
 use crate::flush::generation::{Generation, SealError};
-use crate::metrics::Metrics;
 use crate::router::{TaskRanges, shard_of};
-use crate::shard::{self, ShardCore, ShardMessage};
+use crate::shard::{ShardCore, ShardMessage, ShardSeal, ShardWorker};
 use crate::source::SourceEvent;
-use pitr_budget::MemoryBudget;
 
 /// Sizes of an observer.
 #[derive(Clone, Debug)]
 pub struct ObserverConfig {
-    /// Worker threads; at least 1.
+    /// Workers; at least 1.
     pub shards: usize,
     /// Events that wait in the queue of one shard at most.
     pub queue_events: usize,
-    /// Bytes of rows held at most: queued, in open slices, and in generations not yet flushed.
-    pub memory_budget: u64,
     /// Plaintext bytes at which a slice is closed and a new one begins (`file-size-limit`).
     pub slice_limit: u64,
 }
@@ -38,7 +35,6 @@ impl Default for ObserverConfig {
         ObserverConfig {
             shards: 2,
             queue_events: 1024,
-            memory_budget: 1 << 30,
             slice_limit: 256 << 20,
         }
     }
@@ -66,17 +62,16 @@ impl SendError {
     }
 }
 
-/// The worker threads could not be started.
+/// The workers could not be started.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot start a shard thread of the observer: {0}")]
+#[error("cannot start a shard of the observer: {0}")]
 pub struct StartError(#[from] std::io::Error);
 
 struct Inner {
     config: ObserverConfig,
+    env: Env,
     queues: Vec<Sender<ShardMessage>>,
-    budget: Arc<MemoryBudget>,
-    metrics: Metrics,
-    /// Id of the last generation. Held for the whole of a seal.
+    /// Id of the last generation. Held until every shard has sealed.
     last_generation: Mutex<u64>,
 }
 
@@ -84,30 +79,27 @@ struct Inner {
 pub struct Observer;
 
 impl Observer {
-    /// Starts the shard threads for one task. They end when the last handle is dropped.
+    /// Starts the shards for one task in `env`. They end when the last handle is dropped.
     pub fn start(
         config: ObserverConfig,
+        env: Env,
         ranges: impl IntoIterator<Item = EncodedRange>,
-        metrics: Metrics,
     ) -> Result<ObserverHandle, StartError> {
         let ranges = Arc::new(TaskRanges::new(ranges));
-        let budget = MemoryBudget::new(config.memory_budget);
-        metrics.memory_budget.set(config.memory_budget as i64);
+        env.metrics.memory_budget.set(env.budget.limit() as i64);
         let mut queues = Vec::new();
         for index in 0..config.shards.max(1) {
             let (queue, inbox) = bounded(config.queue_events.max(1));
-            let core = ShardCore::new(Arc::clone(&ranges), config.slice_limit, metrics.clone());
-            let budget = Arc::clone(&budget);
-            thread::Builder::new()
-                .name(format!("backup-stream-{index}"))
-                .spawn(move || shard::run(core, &inbox, &budget))?;
+            let core = ShardCore::new(Arc::clone(&ranges), config.slice_limit, env.clone());
+            let worker = Box::new(ShardWorker::new(core, inbox));
+            env.spawner
+                .worker(format!("backup-stream-{index}"), worker)?;
             queues.push(queue);
         }
         Ok(ObserverHandle(Arc::new(Inner {
             config,
+            env,
             queues,
-            budget,
-            metrics,
             last_generation: Mutex::new(0),
         })))
     }
@@ -121,16 +113,16 @@ impl ObserverHandle {
     /// Hands over an event without waiting. Events of one subscription must come from one caller
     /// at a time, or their order is lost.
     pub fn try_send(&self, event: SourceEvent) -> Result<(), SendError> {
-        let inner = &self.0;
-        let Some(reservation) = inner.budget.try_reserve(event.queued_bytes()) else {
-            inner.metrics.refused_events.inc();
+        let Inner { env, queues, .. } = &*self.0;
+        let Some(reservation) = env.budget.try_reserve(event.queued_bytes()) else {
+            env.metrics.refused_events.inc();
             return Err(SendError::Full(event));
         };
-        let shard = shard_of(event.sub(), inner.queues.len());
-        match inner.queues[shard].try_send(ShardMessage::Event(event, reservation)) {
+        let shard = shard_of(event.sub(), queues.len());
+        match queues[shard].try_send(ShardMessage::Event(event, reservation)) {
             Ok(()) => Ok(()),
             Err(TrySendError::Full(ShardMessage::Event(event, _))) => {
-                inner.metrics.refused_events.inc();
+                env.metrics.refused_events.inc();
                 Err(SendError::Full(event))
             }
             Err(_) => Err(SendError::Closed),
@@ -142,7 +134,7 @@ impl ObserverHandle {
     pub async fn send(&self, event: SourceEvent) -> Result<(), SendError> {
         let mut event = event;
         loop {
-            let room = self.0.budget.room().notified();
+            let room = self.0.env.budget.room().notified();
             tokio::pin!(room);
             room.as_mut().enable();
             match self.try_send(event) {
@@ -153,44 +145,59 @@ impl ObserverHandle {
         }
     }
 
-    /// Seals what every shard holds: see [`ObserverHandle::seal_blocking`].
+    /// Seals what every shard holds, behind the events queued before, and compresses it. The
+    /// generation must reach [`crate::Flusher::flush`]: after one that is lost (also by dropping
+    /// this future), every later one is refused there.
     pub async fn seal(&self) -> Result<Generation, SealError> {
-        let handle = self.clone();
-        tokio::task::spawn_blocking(move || handle.seal_blocking())
+        let inner = &self.0;
+        let mut last = inner.last_generation.lock().await;
+        // Counted before anything is taken out, so that a failure leaves a visible gap.
+        *last += 1;
+        let id = *last;
+        let mut answers = Vec::with_capacity(inner.queues.len());
+        for queue in &inner.queues {
+            let (reply, answer) = oneshot::channel();
+            self.ask_for_seal(queue, reply).await?;
+            answers.push(answer);
+        }
+        let mut seals = Vec::with_capacity(answers.len());
+        for answer in answers {
+            seals.push(answer.await.map_err(|_| SealError::Stopped)?);
+        }
+        drop(last);
+        let encoders = inner.config.shards;
+        let assemble = move || Generation::assemble(id, seals, encoders);
+        unblock(inner.env.spawner.as_ref(), assemble)
             .await
             .unwrap_or(Err(SealError::Stopped))
     }
 
-    /// Seals what every shard holds and compresses it on the calling thread and helpers. Waits for
-    /// the events queued before. The generation must reach [`crate::Flusher::flush`]: after one
-    /// that is dropped, every later one is refused there.
-    pub fn seal_blocking(&self) -> Result<Generation, SealError> {
-        let inner = &self.0;
-        let mut last = inner.last_generation.lock();
-        // Counted before anything is taken out, so that a failure leaves a visible gap.
-        *last += 1;
-        let mut replies = Vec::with_capacity(inner.queues.len());
-        for queue in &inner.queues {
-            let (reply, answer) = bounded(1);
-            queue
-                .send(ShardMessage::Seal(reply))
-                .map_err(|_| SealError::Stopped)?;
-            replies.push(answer);
+    async fn ask_for_seal(
+        &self,
+        queue: &Sender<ShardMessage>,
+        reply: oneshot::Sender<ShardSeal>,
+    ) -> Result<(), SealError> {
+        let mut message = ShardMessage::Seal(reply);
+        loop {
+            let room = self.0.env.budget.room().notified();
+            tokio::pin!(room);
+            room.as_mut().enable();
+            match queue.try_send(message) {
+                Ok(()) => return Ok(()),
+                Err(TrySendError::Full(back)) => message = back,
+                Err(TrySendError::Disconnected(_)) => return Err(SealError::Stopped),
+            }
+            room.await;
         }
-        let seals = replies
-            .into_iter()
-            .map(|answer| answer.recv().map_err(|_| SealError::Stopped))
-            .collect::<Result<Vec<_>, _>>()?;
-        Generation::assemble(*last, seals, inner.config.shards)
     }
 
     /// Bytes of rows held now: queued, in open slices and in generations not yet flushed.
     pub fn buffered_bytes(&self) -> u64 {
-        self.0.budget.used()
+        self.0.env.budget.used()
     }
 
     /// The limit of [`ObserverHandle::buffered_bytes`].
     pub fn memory_budget(&self) -> u64 {
-        self.0.budget.limit()
+        self.0.env.budget.limit()
     }
 }

@@ -16,6 +16,7 @@ use pitr_format::object_name::checkpoint_path;
 use pitr_format::{Class, EncodedRange, Ts, checkpoint_ts};
 use pitr_storage::{SharedStorage, StorageError};
 
+use crate::env::Env;
 use crate::flush::generation::FlushedProof;
 use crate::frontier::SharedFrontier;
 use crate::metrics::Metrics;
@@ -150,7 +151,7 @@ impl Publisher {
         config: PublisherConfig,
         storage: SharedStorage,
         sink: Arc<dyn ProgressSink>,
-        metrics: Metrics,
+        env: &Env,
     ) -> Result<Self, PublishError> {
         let object = match storage.get(&checkpoint_path(config.store_id)).await {
             // Bytes of another length are no checkpoint: the next write replaces them.
@@ -171,7 +172,7 @@ impl Publisher {
             config,
             storage,
             sink,
-            metrics,
+            metrics: env.metrics.clone(),
         };
         publisher.show(start);
         Ok(publisher)

@@ -1,22 +1,25 @@
-//! One shard: the state of its subscriptions and their open slices, and the thread around it.
+//! One shard: the state of its subscriptions and their open slices, and the worker around it.
 //!
 //! [`ShardCore`] is pure: events in, one [`ShardSeal`] out. What a seal proves is exactly what was
 //! applied before it in the same shard, because slices and claims are taken in the same call and
-//! all events of a subscription pass through one shard in order. The simulation drives
-//! `ShardCore` alone; [`crate::Observer`] runs one thread per shard around it.
+//! all events of a subscription pass through one shard in order. The simulation steps the
+//! workers of several shards in any order; [`crate::Observer`] starts one worker per shard.
 
 use std::sync::Arc;
 
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::{Receiver, TryRecvError};
+use pitr_budget::Reservation;
+use pitr_env::{Step, Worker};
 use pitr_format::KvRecord;
 use pitr_format::slice::{SliceBuildError, SliceBuilder};
+use prometheus::Histogram;
+use tokio::sync::oneshot;
 
-use crate::metrics::Metrics;
+use crate::env::Env;
 use crate::router::TaskRanges;
 use crate::slices::OpenSlices;
 use crate::source::{SourceEvent, SubId};
 use crate::tracker::{Tracker, TrackerSeal};
-use pitr_budget::{MemoryBudget, Reservation};
 
 /// A row that could not be kept. Its subscription claims nothing more: end it and subscribe again,
 /// and look at the source, which delivered something that is no record.
@@ -45,18 +48,21 @@ pub struct ShardCore {
     tracker: Tracker,
     slices: OpenSlices,
     faults: Vec<Fault>,
-    metrics: Metrics,
+    append_seconds: Histogram,
+    env: Env,
 }
 
 impl ShardCore {
     /// An empty shard. `slice_limit`: plaintext bytes at which a slice is closed.
-    pub fn new(ranges: Arc<TaskRanges>, slice_limit: u64, metrics: Metrics) -> Self {
+    pub fn new(ranges: Arc<TaskRanges>, slice_limit: u64, env: Env) -> Self {
+        let stages = &env.metrics.event_handle_duration;
         ShardCore {
+            append_seconds: stages.with_label_values(&["save_to_temp_file"]),
             ranges,
             tracker: Tracker::default(),
             slices: OpenSlices::new(slice_limit),
             faults: Vec::new(),
-            metrics,
+            env,
         }
     }
 
@@ -77,8 +83,8 @@ impl ShardCore {
         }
         let change = self.tracker.len() as i64 - before;
         if change != 0 {
-            self.metrics.active_subscriptions.add(change);
-            self.metrics.observed_region.add(change);
+            self.env.metrics.active_subscriptions.add(change);
+            self.env.metrics.observed_region.add(change);
         }
     }
 
@@ -86,19 +92,16 @@ impl ShardCore {
     /// dropped: nobody claims them, the next subscription of their region scans them again, and
     /// their region is not known.
     fn append(&mut self, sub: SubId, records: &[KvRecord]) {
-        self.metrics.handle_kv_batch.observe(records.len() as f64);
+        let metrics = &self.env.metrics;
+        metrics.handle_kv_batch.observe(records.len() as f64);
         let Some((region_id, resolved)) = self.tracker.region_and_resolved(sub) else {
-            self.metrics.skip_kv_count.inc_by(records.len() as u64);
+            metrics.skip_kv_count.inc_by(records.len() as u64);
             return;
         };
-        let timer = self
-            .metrics
-            .event_handle_duration
-            .with_label_values(&["save_to_temp_file"])
-            .start_timer();
+        let began = self.env.clock.now();
         for record in records {
             if !self.ranges.contains(&record.key) {
-                self.metrics.skip_kv_count.inc();
+                self.env.metrics.skip_kv_count.inc();
                 continue;
             }
             if let Err(error) = self.slices.append(region_id, resolved, record) {
@@ -106,7 +109,7 @@ impl ShardCore {
                 // The rest of the batch is kept: rows do no harm, and the claim stands still.
             }
         }
-        timer.observe_duration();
+        self.env.note_since(began, &self.append_seconds);
     }
 
     /// Stops the claim of a subscription that lost a row; told once per subscription.
@@ -114,7 +117,7 @@ impl ShardCore {
         if !self.tracker.freeze(sub) {
             return;
         }
-        let fatal = &self.metrics.fatal_errors;
+        let fatal = &self.env.metrics.fatal_errors;
         fatal.with_label_values(&["bad_record"]).inc();
         tracing::error!(sub, region_id, %error, "a row could not be kept");
         self.faults.push(Fault {
@@ -143,40 +146,73 @@ impl ShardCore {
 impl Drop for ShardCore {
     fn drop(&mut self) {
         let subs = self.tracker.len() as i64;
-        self.metrics.active_subscriptions.sub(subs);
-        self.metrics.observed_region.sub(subs);
+        self.env.metrics.active_subscriptions.sub(subs);
+        self.env.metrics.observed_region.sub(subs);
     }
 }
 
-/// What travels to a shard's thread.
+/// What travels to a shard.
 pub(crate) enum ShardMessage {
     /// An event with the bytes reserved for it.
     Event(SourceEvent, Reservation),
     /// Seal and answer.
-    Seal(Sender<ShardSeal>),
+    Seal(oneshot::Sender<ShardSeal>),
 }
 
-/// The thread's loop; ends when all senders are gone.
-pub(crate) fn run(mut core: ShardCore, inbox: &Receiver<ShardMessage>, budget: &Arc<MemoryBudget>) {
-    let mut held = budget.nothing();
-    for message in inbox {
+/// A shard with its queue. Over when all senders are gone.
+pub(crate) struct ShardWorker {
+    core: ShardCore,
+    inbox: Receiver<ShardMessage>,
+    /// For what lies in open slices.
+    held: Reservation,
+}
+
+impl ShardWorker {
+    pub(crate) fn new(core: ShardCore, inbox: Receiver<ShardMessage>) -> Self {
+        let held = core.env.budget.nothing();
+        ShardWorker { core, inbox, held }
+    }
+
+    fn handle(&mut self, message: ShardMessage) -> Step {
         match message {
             ShardMessage::Event(event, reservation) => {
-                held.absorb(reservation);
-                core.apply(event);
-                held.shrink_to(core.plain_bytes());
+                self.held.absorb(reservation);
+                self.core.apply(event);
+                self.held.shrink_to(self.core.plain_bytes());
             }
             ShardMessage::Seal(reply) => {
-                let mut seal = core.seal();
-                seal.reservation = Some(held.take());
+                let mut seal = self.core.seal();
+                seal.reservation = Some(self.held.take());
                 if reply.send(seal).is_err() {
                     // Whoever asked is gone and the payload with it: going on would leave a hole.
                     tracing::error!("a seal was asked for and not taken; the shard stops");
-                    return;
+                    return Step::Over;
                 }
             }
         }
-        core.metrics.heap_memory.set(budget.used() as i64);
+        let Env {
+            metrics, budget, ..
+        } = &self.core.env;
+        metrics.heap_memory.set(budget.used() as i64);
         budget.room().notify_waiters();
+        Step::Worked
+    }
+}
+
+impl Worker for ShardWorker {
+    fn step(&mut self) -> Step {
+        match self.inbox.try_recv() {
+            Ok(message) => self.handle(message),
+            Err(TryRecvError::Empty) => Step::Idle,
+            Err(TryRecvError::Disconnected) => Step::Over,
+        }
+    }
+
+    fn run(mut self: Box<Self>) {
+        while let Ok(message) = self.inbox.recv() {
+            if self.handle(message) == Step::Over {
+                return;
+            }
+        }
     }
 }

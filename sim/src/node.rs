@@ -3,13 +3,16 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use pitr_budget::MemoryBudget;
+use pitr_env::Random;
 use pitr_format::object_name::checkpoint_path;
 use pitr_format::{EncodedRange, Ts, checkpoint_ts};
 use pitr_observer::{
-    FlushSchedule, Flusher, FlusherConfig, Generation, Metrics, ProgressSink, Publisher,
+    Env, FlushSchedule, Flusher, FlusherConfig, Generation, Metrics, ProgressSink, Publisher,
     PublisherConfig, ShardCore, SourceEvent, SubId, TaskRanges,
 };
 use pitr_storage::SharedStorage;
@@ -51,6 +54,27 @@ pub struct Start {
     pub now: Duration,
 }
 
+/// Names of objects from the seed, the life and a count.
+struct Names {
+    seed: u64,
+    next: AtomicU64,
+}
+
+impl Names {
+    fn of((seed, life): (u64, u32)) -> Self {
+        Names {
+            seed,
+            next: AtomicU64::new(u64::from(life) << 32),
+        }
+    }
+}
+
+impl Random for Names {
+    fn uuid(&self) -> Uuid {
+        Uuid::from_u64_pair(self.seed, self.next.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
 /// A running observer.
 pub struct Node {
     cores: Vec<ShardCore>,
@@ -70,21 +94,19 @@ impl Node {
     /// Starts at the durable truth.
     pub async fn start(start: Start) -> Result<Self, SimError> {
         let ranges = Arc::new(TaskRanges::new([EncodedRange::ALL]));
-        let core = |_| ShardCore::new(Arc::clone(&ranges), 2000, start.metrics.clone());
+        let env = Env {
+            random: Arc::new(Names::of(start.names)),
+            ..Env::system(start.metrics.clone(), MemoryBudget::new(1 << 30))
+        };
+        let core = |_| ShardCore::new(Arc::clone(&ranges), 2000, env.clone());
         let config = FlusherConfig {
             merge_limit: 3000,
             concurrency: 2,
             ..FlusherConfig::new(STORE)
         };
-        let (seed, life) = start.names;
-        let mut name = 0u32;
-        let flusher = Flusher::open(Arc::clone(&start.storage), config, start.metrics.clone())
+        let flusher = Flusher::open(Arc::clone(&start.storage), config, &env)
             .await
-            .map_err(|error| SimError::Observer(error.to_string()))?
-            .with_object_ids(move || {
-                name += 1;
-                Uuid::from_u64_pair(seed, u64::from(life) << 32 | u64::from(name))
-            });
+            .map_err(|error| SimError::Observer(error.to_string()))?;
         let config = PublisherConfig {
             task: "sim".into(),
             store_id: STORE,
@@ -94,7 +116,7 @@ impl Node {
         };
         let sink: Arc<dyn ProgressSink> = Arc::clone(&start.pd) as _;
         let storage = Arc::clone(&start.storage);
-        let publisher = Publisher::open(config, storage, sink, start.metrics.clone())
+        let publisher = Publisher::open(config, storage, sink, &env)
             .await
             .map_err(|error| SimError::Observer(error.to_string()))?;
         Ok(Node {

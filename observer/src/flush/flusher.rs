@@ -3,12 +3,11 @@
 use pitr_format::object_name::{META_DIR, MetaName};
 use pitr_format::{Class, Ts};
 use pitr_storage::{SharedStorage, StorageError};
-use uuid::Uuid;
 
+use crate::env::Env;
 use crate::flush::generation::{FlushedProof, Generation};
 use crate::flush::meta::MetaFacts;
 use crate::flush::upload::{SendError, Upload};
-use crate::metrics::Metrics;
 
 /// How generations are laid out and sent.
 #[derive(Clone, Debug)]
@@ -83,8 +82,7 @@ impl FlushError {
 pub struct Flusher {
     storage: SharedStorage,
     config: FlusherConfig,
-    metrics: Metrics,
-    object_ids: Box<dyn FnMut() -> Uuid + Send + Sync>,
+    env: Env,
     /// Flush ts of the newest meta of this store that may exist.
     last_flush_ts: Ts,
     /// Number of the generation that is due.
@@ -98,7 +96,7 @@ impl Flusher {
     pub async fn open(
         storage: SharedStorage,
         config: FlusherConfig,
-        metrics: Metrics,
+        env: &Env,
     ) -> Result<Self, FlushError> {
         let listed = storage.list(META_DIR).await.map_err(FlushError::Open)?;
         let last_flush_ts = listed
@@ -111,19 +109,11 @@ impl Flusher {
         Ok(Flusher {
             storage,
             config,
-            metrics,
-            object_ids: Box::new(Uuid::new_v4),
+            env: env.clone(),
             last_flush_ts,
             due: 1,
             global_checkpoint: None,
         })
-    }
-
-    /// Replaces the random part of object names, for a run that can be repeated.
-    #[must_use]
-    pub fn with_object_ids(mut self, ids: impl FnMut() -> Uuid + Send + Sync + 'static) -> Self {
-        self.object_ids = Box::new(ids);
-        self
     }
 
     /// The task's global checkpoint as PD has it: `Metadata.resolved_ts` of later generations
@@ -152,15 +142,16 @@ impl Flusher {
                 got: generation.id(),
             });
         }
-        self.metrics.pending_generations.set(1);
+        let metrics = self.env.metrics.clone();
+        metrics.pending_generations.set(1);
         let result = self.attempt(generation, flush_ts).await;
         match &result {
             Ok(_) => {
                 self.due += 1;
-                self.metrics.pending_generations.set(0);
-                self.metrics.flushed_generations.inc();
+                metrics.pending_generations.set(0);
+                metrics.flushed_generations.inc();
             }
-            Err(_) => self.metrics.errors.with_label_values(&["flush"]).inc(),
+            Err(_) => metrics.errors.with_label_values(&["flush"]).inc(),
         }
         result
     }
@@ -171,15 +162,14 @@ impl Flusher {
         flush_ts: Ts,
     ) -> Result<FlushedProof, FlushError> {
         let id = generation.id();
-        let stages = self.metrics.flush_duration.clone();
+        let stage = |name| self.env.metrics.flush_duration.with_label_values(&[name]);
+        let (planning, saving) = (stage("generate_metadata"), stage("save_files"));
         if generation.upload.is_none() {
-            let timer = stages
-                .with_label_values(&["generate_metadata"])
-                .start_timer();
-            generation.upload = Some(self.plan(generation, flush_ts));
-            timer.observe_duration();
+            let env = self.env.clone();
+            let plan = env.timed(&planning, || self.plan(generation, flush_ts));
+            generation.upload = Some(plan);
         }
-        let timer = stages.with_label_values(&["save_files"]).start_timer();
+        let began = self.env.clock.now();
         self.send(generation).await.map_err(|error| match error {
             SendError::Storage(source) => FlushError::Storage {
                 generation: id,
@@ -187,7 +177,7 @@ impl Flusher {
             },
             SendError::Collision(path) => FlushError::MetaCollision { path },
         })?;
-        timer.observe_duration();
+        self.env.note_since(began, &saving);
         generation.prove().ok_or(FlushError::Incomplete(id))
     }
 
@@ -203,7 +193,7 @@ impl Flusher {
             generation.slices(),
             facts,
             self.config.merge_limit,
-            &mut self.object_ids,
+            self.env.random.as_ref(),
         )
     }
 
@@ -214,8 +204,8 @@ impl Flusher {
         };
         let storage = self.storage.as_ref();
         upload
-            .send_objects(slices, storage, self.config.concurrency, &self.metrics)
+            .send_objects(slices, storage, self.config.concurrency, &self.env.metrics)
             .await?;
-        upload.send_meta(storage, &self.metrics).await
+        upload.send_meta(storage, &self.env.metrics).await
     }
 }

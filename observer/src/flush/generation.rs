@@ -193,6 +193,10 @@ impl FlushedProof {
 }
 
 /// Compresses the slices, in the same order.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "scoped helpers of one call, gone when it returns"
+)]
 fn encode(open: Vec<SliceBuilder>, encoders: usize) -> Result<Vec<SealedSlice>, SliceBuildError> {
     let plain: usize = open.iter().map(|slice| slice.plain_len()).sum();
     let encoders = encoders.clamp(1, open.len().max(1));

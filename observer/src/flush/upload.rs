@@ -10,12 +10,12 @@ use std::ops::Range;
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
+use pitr_env::Random;
 use pitr_format::Ts;
 use pitr_format::meta::build_group;
 use pitr_format::object_name::log_path;
 use pitr_format::slice::SealedSlice;
 use pitr_storage::{Storage, StorageError, StorageErrorKind};
-use uuid::Uuid;
 
 use crate::flush::merge::{Piece, merge};
 use crate::flush::meta::{self, MetaFacts, MetaObject};
@@ -50,7 +50,7 @@ impl Upload {
         slices: &[SealedSlice],
         facts: MetaFacts,
         merge_limit: u64,
-        object_ids: &mut (dyn FnMut() -> Uuid + Send + Sync),
+        random: &dyn Random,
     ) -> Self {
         let pieces: Vec<_> = slices
             .iter()
@@ -68,7 +68,7 @@ impl Upload {
                 facts.store_id,
                 Ts::new(bound(|s| s.info.min_ts).min().unwrap_or(0)),
                 Ts::new(bound(|s| s.info.max_ts).max().unwrap_or(0)),
-                object_ids(),
+                random.uuid(),
                 pieces[members.start].is_meta,
             );
             let infos = inside.iter().map(|slice| slice.info.clone()).collect();

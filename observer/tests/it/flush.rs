@@ -8,7 +8,7 @@ use pitr_observer::{FlushError, FlushedProof, Flusher, FlusherConfig, Generation
 use pitr_storage::fault::{Call, Fault, FaultPlan, FaultyStorage, Rule, When};
 use pitr_storage::{SharedStorage, open_url};
 
-use crate::support::{Archive, NO_LIMIT, batch, core, metrics, region, resolved, row, started};
+use crate::support::{Archive, NO_LIMIT, batch, core, env, region, resolved, row, started};
 
 const STORE: u64 = 4;
 
@@ -33,7 +33,7 @@ async fn flusher(storage: &SharedStorage) -> Flusher {
         concurrency: 3,
         ..FlusherConfig::new(STORE)
     };
-    Flusher::open(Arc::clone(storage), config, metrics())
+    Flusher::open(Arc::clone(storage), config, &env())
         .await
         .unwrap()
 }
@@ -167,7 +167,7 @@ async fn flush_ts_rise_within_a_run_and_over_restarts_with_an_older_clock() {
     // Another store's metas do not count.
     let mut config = FlusherConfig::new(STORE + 1);
     config.merge_limit = 1;
-    let other = Flusher::open(storage, config, metrics()).await.unwrap();
+    let other = Flusher::open(storage, config, &env()).await.unwrap();
     assert_eq!(other.last_flush_ts(), Ts::ZERO);
 }
 

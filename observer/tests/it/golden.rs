@@ -8,7 +8,7 @@ use pitr_format::{Cf, EncodedKey, EncodedRange, KvRecord, OpKind, Ts};
 use pitr_observer::{Flusher, FlusherConfig, Observer, ObserverConfig, SendError, SourceEvent};
 use pitr_storage::open_url;
 
-use crate::support::{Archive, batch, metrics, region, resolved, started};
+use crate::support::{Archive, batch, env, region, resolved, started};
 
 const STORE: u64 = 1;
 
@@ -91,13 +91,13 @@ async fn records_of_a_real_store_come_out_as_the_same_multiset() {
         slice_limit: 50_000,
         ..ObserverConfig::default()
     };
-    let observer = Observer::start(config, [EncodedRange::ALL], metrics()).unwrap();
+    let observer = Observer::start(config, env(), [EncodedRange::ALL]).unwrap();
     let storage = open_url("memory://").unwrap();
     let config = FlusherConfig {
         merge_limit: 100_000,
         ..FlusherConfig::new(STORE)
     };
-    let mut flusher = Flusher::open(storage.clone(), config, metrics())
+    let mut flusher = Flusher::open(storage.clone(), config, &env())
         .await
         .unwrap();
     // By ts, in three flushes, each region's rows through its own subscription.

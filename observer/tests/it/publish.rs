@@ -11,8 +11,7 @@ use pitr_storage::fault::{FaultPlan, FaultyStorage, When};
 use pitr_storage::{SharedStorage, open_url};
 
 use crate::support::{
-    FakePd, NO_LIMIT, batch, bound, checkpoint_object, core, metrics, region, resolved, row,
-    started,
+    FakePd, NO_LIMIT, batch, bound, checkpoint_object, core, env, region, resolved, row, started,
 };
 
 const STORE: u64 = 1;
@@ -30,7 +29,7 @@ async fn publisher(storage: &SharedStorage, pd: &Arc<FakePd>, global: Option<u64
         global_checkpoint: global.map(Ts::new),
     };
     let sink: Arc<dyn ProgressSink> = Arc::clone(pd) as _;
-    Publisher::open(config, Arc::clone(storage), sink, metrics())
+    Publisher::open(config, Arc::clone(storage), sink, &env())
         .await
         .unwrap()
 }
@@ -43,7 +42,7 @@ async fn proof(range: EncodedRange, base: u64, ts: u64) -> FlushedProof {
     core.apply(batch(1, vec![row(b"k", ts)]));
     core.apply(resolved(1, ts));
     let mut generation = Generation::assemble(1, vec![core.seal()], 1).unwrap();
-    let mut flusher = Flusher::open(storage, FlusherConfig::new(STORE), metrics())
+    let mut flusher = Flusher::open(storage, FlusherConfig::new(STORE), &env())
         .await
         .unwrap();
     flusher.flush(&mut generation, Ts::new(ts)).await.unwrap()

@@ -12,7 +12,7 @@ use pitr_format::slice::verify_slice;
 use pitr_format::write_cf::WriteRecord;
 use pitr_format::{Cf, Class, EncodedKey, EncodedRange, KvRecord, OpKind, Ts};
 use pitr_observer::{
-    Metrics, ProgressSink, RegionMeta, ShardCore, SinkError, SourceEvent, SubId, TaskRanges,
+    Env, ProgressSink, RegionMeta, ShardCore, SinkError, SourceEvent, SubId, TaskRanges,
 };
 use pitr_proto::backup::Metadata;
 use pitr_storage::{SharedStorage, Storage};
@@ -20,13 +20,14 @@ use prometheus::Registry;
 
 pub const NO_LIMIT: u64 = 1 << 30;
 
-pub fn metrics() -> Metrics {
-    Metrics::new(&Registry::new()).unwrap()
+/// The environment of an ordinary process, with a registry of its own.
+pub fn env() -> Env {
+    Env::with_registry(&Registry::new(), 1 << 30).unwrap()
 }
 
 pub fn core(slice_limit: u64) -> ShardCore {
     let ranges = Arc::new(TaskRanges::new([EncodedRange::ALL]));
-    ShardCore::new(ranges, slice_limit, metrics())
+    ShardCore::new(ranges, slice_limit, env())
 }
 
 pub fn bound(raw: &[u8]) -> bytes::Bytes {

@@ -4,13 +4,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use pitr_budget::MemoryBudget;
 use pitr_format::{EncodedRange, Ts};
 use pitr_observer::{
-    Flusher, FlusherConfig, Observer, ObserverConfig, ObserverHandle, SendError, SourceEvent,
+    Env, Flusher, FlusherConfig, Generation, Observer, ObserverConfig, ObserverHandle, SendError,
+    SourceEvent,
 };
 use pitr_storage::open_url;
 
-use crate::support::{Archive, batch, bound, metrics, region, resolved, row, started};
+use crate::support::{Archive, batch, bound, env, region, resolved, row, started};
 
 const STORE: u64 = 1;
 
@@ -18,10 +20,13 @@ fn observer(queue_events: usize, memory_budget: u64) -> ObserverHandle {
     let config = ObserverConfig {
         shards: 3,
         queue_events,
-        memory_budget,
         slice_limit: 10_000,
     };
-    Observer::start(config, [EncodedRange::ALL], metrics()).unwrap()
+    let env = Env {
+        budget: MemoryBudget::new(memory_budget),
+        ..env()
+    };
+    Observer::start(config, env, [EncodedRange::ALL]).unwrap()
 }
 
 fn send_patiently(observer: &ObserverHandle, mut event: SourceEvent) {
@@ -32,6 +37,11 @@ fn send_patiently(observer: &ObserverHandle, mut event: SourceEvent) {
         }
         thread::yield_now();
     }
+}
+
+fn sealed(observer: &ObserverHandle) -> Generation {
+    let runtime = tokio::runtime::Builder::new_current_thread().build();
+    runtime.unwrap().block_on(observer.seal()).unwrap()
 }
 
 /// The keys of sender `n`.
@@ -67,12 +77,12 @@ fn every_generation_holds_all_rows_that_it_claims_under_concurrent_senders() {
         }
         runtime.block_on(async {
             let config = FlusherConfig::new(STORE);
-            let mut flusher = Flusher::open(storage.clone(), config, metrics())
+            let mut flusher = Flusher::open(storage.clone(), config, &env())
                 .await
                 .unwrap();
             let mut moved = 0;
             for round in 0..12u64 {
-                let mut generation = observer.seal_blocking().unwrap();
+                let mut generation = observer.seal().await.unwrap();
                 assert_eq!(generation.id(), round + 1);
                 let proof = flusher
                     .flush(&mut generation, Ts::new(round + 1))
@@ -127,7 +137,7 @@ fn a_full_observer_gives_the_event_back_and_takes_it_after_a_flush() {
         assert!(!waiting.is_finished());
         let storage = open_url("memory://").unwrap();
         let config = FlusherConfig::new(STORE);
-        let mut flusher = Flusher::open(storage, config, metrics()).await.unwrap();
+        let mut flusher = Flusher::open(storage, config, &env()).await.unwrap();
         let mut generation = observer.seal().await.unwrap();
         flusher.flush(&mut generation, Ts::new(1)).await.unwrap();
         tokio::time::timeout(Duration::from_secs(10), waiting)
@@ -145,7 +155,7 @@ fn a_full_observer_gives_the_event_back_and_takes_it_after_a_flush() {
 #[test]
 fn rows_outside_the_ranges_and_of_unknown_subscriptions_are_dropped() {
     let ranges = [EncodedRange::new(bound(b"b"), bound(b"c"))];
-    let observer = Observer::start(ObserverConfig::default(), ranges, metrics()).unwrap();
+    let observer = Observer::start(ObserverConfig::default(), env(), ranges).unwrap();
     send_patiently(&observer, started(1, region(1, EncodedRange::ALL), 1));
     send_patiently(
         &observer,
@@ -154,7 +164,7 @@ fn rows_outside_the_ranges_and_of_unknown_subscriptions_are_dropped() {
     send_patiently(&observer, batch(2, vec![row(b"b", 8)]));
     send_patiently(&observer, SourceEvent::Ended { sub: 1 });
     send_patiently(&observer, batch(1, vec![row(b"b", 9)]));
-    let generation = observer.seal_blocking().unwrap();
+    let generation = sealed(&observer);
     assert_eq!(generation.slices().len(), 1);
     let info = &generation.slices()[0].info;
     assert_eq!((info.number_of_entries, info.max_ts), (1, 6));
@@ -176,7 +186,7 @@ fn a_row_that_is_no_record_stops_the_claim_of_its_subscription_only() {
         );
         send_patiently(&observer, resolved(n, 9));
     }
-    let generation = observer.seal_blocking().unwrap();
+    let generation = sealed(&observer);
     let faults: Vec<_> = generation.faults().iter().map(|fault| fault.sub).collect();
     assert_eq!(faults, [1]);
     let mut claims: Vec<_> = generation.progress().iter().map(|p| p.ts.get()).collect();

@@ -5,11 +5,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use pitr_budget::MemoryBudget;
 use pitr_cluster::tasks::Task;
 use pitr_format::Ts;
 use pitr_observer::{
-    FlushSchedule, Flusher, FlusherConfig, Generation, Observer, ObserverConfig, ObserverHandle,
-    Publisher, PublisherConfig, TaskStatus as MetricStatus,
+    Env, FlushSchedule, Flusher, FlusherConfig, Generation, Observer, ObserverConfig,
+    ObserverHandle, Publisher, PublisherConfig, TaskStatus as MetricStatus,
 };
 use pitr_proto::backup::stream_backup_task_security_config;
 use pitr_storage::SharedStorage;
@@ -115,13 +116,13 @@ impl Session {
         let now = now.map_err(|error| End::not_loaded(error.into()))?;
         clock_is_ahead(now, global).map_err(End::not_loaded)?;
         let ranges = task.encoded_ranges();
-        let metrics = context.metrics.observer.clone();
         let log = &context.config;
+        let env = environment(context);
         let flusher_config = FlusherConfig {
             merge_limit: log.file_size_limit.get(),
             ..FlusherConfig::new(context.store_id)
         };
-        let flusher = Flusher::open(archive.clone(), flusher_config, metrics.clone())
+        let flusher = Flusher::open(archive.clone(), flusher_config, &env)
             .await
             .map_err(|error| failed(exit_of(error.class()), &error))?;
         let sink = RegistrySink {
@@ -138,15 +139,10 @@ impl Session {
             start_ts,
             global_checkpoint: stored,
         };
-        let publisher = Publisher::open(
-            publisher_config,
-            archive.clone(),
-            Arc::new(sink),
-            metrics.clone(),
-        )
-        .await
-        .map_err(|error| failed(exit_of(error.class()), &error))?;
-        let observer = Observer::start(observer_config(context), ranges.clone(), metrics)
+        let publisher = Publisher::open(publisher_config, archive.clone(), Arc::new(sink), &env)
+            .await
+            .map_err(|error| failed(exit_of(error.class()), &error))?;
+        let observer = Observer::start(observer_config(context), env, ranges.clone())
             .map_err(|error| failed(Exit::Internal, &error))?;
         let source = Source::start(context, ranges, publisher.frontier(), observer.clone())
             .map_err(End::not_loaded)?;
@@ -513,12 +509,17 @@ async fn open_archive(context: &Context, task: &Task) -> Result<SharedStorage, E
     }
 }
 
+/// What the observer may use of this process.
+fn environment(context: &Context) -> Env {
+    let memory = context.config.file_size_limit.get().saturating_mul(4);
+    let budget = MemoryBudget::new(memory.max(MIN_BUDGET));
+    Env::system(context.metrics.observer.clone(), budget)
+}
+
 fn observer_config(context: &Context) -> ObserverConfig {
-    let limit = context.config.file_size_limit.get();
     ObserverConfig {
         shards: context.config.num_threads,
-        memory_budget: limit.saturating_mul(4).max(MIN_BUDGET),
-        slice_limit: limit,
+        slice_limit: context.config.file_size_limit.get(),
         ..ObserverConfig::default()
     }
 }
