@@ -243,7 +243,7 @@ impl Publisher {
         if ts > self.published.object {
             let bytes = Bytes::copy_from_slice(&checkpoint_ts::encode(ts));
             let path = checkpoint_path(self.config.store_id);
-            let written = self.storage.put(&path, bytes).await;
+            let written = self.storage.put(&path, bytes.into()).await;
             written.map_err(|source| PublishError::Object { ts, source })?;
             self.published.object = ts;
         }

@@ -99,7 +99,7 @@ pub async fn claim(storage: &SharedStorage, locked: bool) -> Result<(), Failure>
         return Ok(());
     }
     let text = Bytes::from_static(lock::TEXT.as_bytes());
-    match storage.put_new(object_name::BACKUP_LOCK, text).await {
+    match storage.put_new(object_name::BACKUP_LOCK, text.into()).await {
         Ok(()) => Ok(()),
         Err(error) if error.kind == StorageErrorKind::AlreadyExists => Err(Failure::new(
             Exit::Conflict,
@@ -121,7 +121,7 @@ pub async fn create(
 ) -> Result<(), Failure> {
     let bytes =
         start_probe::encode(probe).map_err(|error| Failure::from_error(Exit::Internal, &error))?;
-    storage.put(object_name::START_PROBE, bytes).await?;
+    storage.put(object_name::START_PROBE, bytes.into()).await?;
     let meta = LogBackupMeta {
         cluster_id,
         cluster_version: cluster_version.to_owned(),
@@ -129,7 +129,7 @@ pub async fn create(
         backup_schema_version: SCHEMA_VERSION,
     };
     let bytes = backup_meta::encode(&meta);
-    storage.put(object_name::BACKUP_META, bytes).await?;
+    storage.put(object_name::BACKUP_META, bytes.into()).await?;
     Ok(())
 }
 

@@ -253,7 +253,11 @@ impl Node {
         };
         if let Ok(ts) = self.start.pd.raise_global(*now).await {
             let bytes = Bytes::copy_from_slice(&checkpoint_ts::encode(ts));
-            let put = self.start.storage.put(&checkpoint_path(STORE), bytes).await;
+            let put = self
+                .start
+                .storage
+                .put(&checkpoint_path(STORE), bytes.into())
+                .await;
             // A failed write only makes the mistake later.
             drop(put);
         }

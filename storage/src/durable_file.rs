@@ -15,7 +15,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use crate::name;
+use crate::{Payload, name};
 
 /// Writes files below one root directory, which is created by the first write.
 pub(crate) struct DurableWriter {
@@ -41,7 +41,7 @@ impl DurableWriter {
 
     /// Writes `data` as `root/name`. After an error the target is the old file or the new one,
     /// never a part of one. `name` must have been checked by [`name::object_path`].
-    pub(crate) fn write(&self, name: &str, data: &[u8], existing: Existing) -> io::Result<()> {
+    pub(crate) fn write(&self, name: &str, data: &Payload, existing: Existing) -> io::Result<()> {
         let target = self.root.join(name);
         let directory = target.parent().unwrap_or(&self.root);
         self.ensure_directory(directory)?;
@@ -54,8 +54,7 @@ impl DurableWriter {
             }
             other => other?,
         };
-        let written = file
-            .write_all(data)
+        let written = write_all(&mut file, data)
             .and_then(|()| file.sync_all())
             .and_then(|()| publish(&temp, &target, existing));
         if let Err(error) = written {
@@ -120,6 +119,13 @@ impl DurableWriter {
     }
 }
 
+fn write_all(file: &mut File, data: &Payload) -> io::Result<()> {
+    for piece in data.pieces(0..data.len()) {
+        file.write_all(&piece?)?;
+    }
+    Ok(())
+}
+
 fn create_temp(directory: &Path, name: &str) -> io::Result<(File, PathBuf)> {
     let file_name = name.rsplit('/').next().unwrap_or(name);
     let nonce = uuid::Uuid::new_v4().as_u64_pair().0;
@@ -171,8 +177,12 @@ mod tests {
     fn a_write_leaves_the_target_and_nothing_else() {
         let dir = tempfile::tempdir().unwrap();
         let writer = DurableWriter::new(dir.path().join("not/yet/there"));
-        writer.write("v1/a.log", b"one", Existing::Replace).unwrap();
-        writer.write("v1/a.log", b"two", Existing::Replace).unwrap();
+        writer
+            .write("v1/a.log", &"one".into(), Existing::Replace)
+            .unwrap();
+        writer
+            .write("v1/a.log", &"two".into(), Existing::Replace)
+            .unwrap();
         let parent = dir.path().join("not/yet/there/v1");
         assert_eq!(files_below(&parent), ["a.log"]);
         assert_eq!(fs::read(parent.join("a.log")).unwrap(), b"two");
@@ -182,8 +192,12 @@ mod tests {
     fn a_refused_write_keeps_the_old_file_and_leaves_no_temp() {
         let dir = tempfile::tempdir().unwrap();
         let writer = DurableWriter::new(dir.path().to_path_buf());
-        writer.write("a.ts", b"old", Existing::Refuse).unwrap();
-        let error = writer.write("a.ts", b"new", Existing::Refuse).unwrap_err();
+        writer
+            .write("a.ts", &"old".into(), Existing::Refuse)
+            .unwrap();
+        let error = writer
+            .write("a.ts", &"new".into(), Existing::Refuse)
+            .unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
         assert_eq!(files_below(dir.path()), ["a.ts"]);
         assert_eq!(fs::read(dir.path().join("a.ts")).unwrap(), b"old");
@@ -195,7 +209,7 @@ mod tests {
         fs::create_dir(dir.path().join("a.log")).unwrap();
         let writer = DurableWriter::new(dir.path().to_path_buf());
         writer
-            .write("a.log", b"data", Existing::Replace)
+            .write("a.log", &"data".into(), Existing::Replace)
             .unwrap_err();
         assert_eq!(files_below(dir.path()), ["a.log"]);
     }
@@ -204,9 +218,13 @@ mod tests {
     fn a_directory_that_was_removed_is_made_again() {
         let dir = tempfile::tempdir().unwrap();
         let writer = DurableWriter::new(dir.path().join("archive"));
-        writer.write("v1/d/a.log", b"1", Existing::Replace).unwrap();
+        writer
+            .write("v1/d/a.log", &"1".into(), Existing::Replace)
+            .unwrap();
         fs::remove_dir_all(dir.path().join("archive")).unwrap();
-        writer.write("v1/d/a.log", b"2", Existing::Replace).unwrap();
+        writer
+            .write("v1/d/a.log", &"2".into(), Existing::Replace)
+            .unwrap();
         assert_eq!(
             fs::read(dir.path().join("archive/v1/d/a.log")).unwrap(),
             b"2"

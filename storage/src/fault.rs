@@ -17,7 +17,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use crate::error::{Context, StorageErrorKind};
-use crate::{ObjectInfo, Result, SharedStorage, Storage, StorageError};
+use crate::{ObjectInfo, Payload, Result, SharedStorage, Storage, StorageError};
 
 /// The kinds of calls that a rule can look at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -300,12 +300,12 @@ fn shorten(strike: &Strike, data: Bytes) -> Bytes {
 
 #[async_trait]
 impl Storage for FaultyStorage {
-    async fn put(&self, path: &str, data: Bytes) -> Result<()> {
+    async fn put(&self, path: &str, data: Payload) -> Result<()> {
         let strike = self.enter(Call::Write, "write", path).await?;
         self.leave(&strike, "write", path, self.inner.put(path, data).await)
     }
 
-    async fn put_new(&self, path: &str, data: Bytes) -> Result<()> {
+    async fn put_new(&self, path: &str, data: Payload) -> Result<()> {
         let strike = self.enter(Call::Write, "write", path).await?;
         self.leave(&strike, "write", path, self.inner.put_new(path, data).await)
     }

@@ -23,6 +23,7 @@ pub mod location;
 mod memory;
 mod name;
 mod object_reader;
+mod payload;
 pub mod redact;
 
 use std::ops::Range;
@@ -34,6 +35,7 @@ use bytes::Bytes;
 
 pub use error::{StorageError, StorageErrorKind};
 pub use location::{Location, backend_of_url, open_backend, open_existing_url, open_url};
+pub use payload::{MAX_BUFFERED, MAX_PIECE, Payload, Pieces, Segment};
 
 /// The answer of every storage call.
 pub type Result<T> = std::result::Result<T, StorageError>;
@@ -55,11 +57,11 @@ pub struct ObjectInfo {
 #[async_trait]
 pub trait Storage: Send + Sync {
     /// Writes the object, replacing one of the same name. Durable when it returns `Ok`.
-    async fn put(&self, path: &str, data: Bytes) -> Result<()>;
+    async fn put(&self, path: &str, data: Payload) -> Result<()>;
 
     /// Writes the object if none of that name exists, else [`StorageErrorKind::AlreadyExists`]
     /// and the old object is untouched.
-    async fn put_new(&self, path: &str, data: Bytes) -> Result<()>;
+    async fn put_new(&self, path: &str, data: Payload) -> Result<()>;
 
     /// The whole object. Callers that do not trust its size ask [`Storage::head`] first.
     async fn get(&self, path: &str) -> Result<Bytes>;

@@ -22,7 +22,7 @@ use object_store::prefix::PrefixStore;
 use crate::durable_file::{DurableWriter, Existing};
 use crate::error::{Context, StorageErrorKind};
 use crate::object_reader::ObjectReader;
-use crate::{ObjectInfo, Result, Storage, name};
+use crate::{ObjectInfo, Payload, Result, Storage, name};
 
 /// A storage in a directory of this machine.
 pub(crate) struct LocalStorage {
@@ -76,7 +76,7 @@ impl LocalStorage {
         }
     }
 
-    async fn write(&self, path: &str, data: Bytes, existing: Existing) -> Result<()> {
+    async fn write(&self, path: &str, data: Payload, existing: Existing) -> Result<()> {
         let context = self.objects.context("write", path);
         name::object_path(path, context)?;
         let target = path.to_owned();
@@ -89,11 +89,11 @@ impl LocalStorage {
 
 #[async_trait]
 impl Storage for LocalStorage {
-    async fn put(&self, path: &str, data: Bytes) -> Result<()> {
+    async fn put(&self, path: &str, data: Payload) -> Result<()> {
         self.write(path, data, Existing::Replace).await
     }
 
-    async fn put_new(&self, path: &str, data: Bytes) -> Result<()> {
+    async fn put_new(&self, path: &str, data: Payload) -> Result<()> {
         self.write(path, data, Existing::Refuse).await
     }
 

@@ -2,6 +2,7 @@
 //! in this process, `memory://` a new one each time.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -12,7 +13,7 @@ use object_store::memory::InMemory;
 use object_store::{ObjectStoreExt, PutMode, PutPayload};
 
 use crate::object_reader::ObjectReader;
-use crate::{ObjectInfo, Result, Storage, name};
+use crate::{ObjectInfo, Payload, Result, Storage, name};
 
 /// A storage that lives as long as the process (or its last handle, if it has no name).
 pub(crate) struct MemoryStorage {
@@ -37,9 +38,10 @@ impl MemoryStorage {
         }
     }
 
-    async fn write(&self, path: &str, data: Bytes, mode: PutMode) -> Result<()> {
+    async fn write(&self, path: &str, data: Payload, mode: PutMode) -> Result<()> {
         let context = self.objects.context("write", path);
         let location = name::object_path(path, context)?;
+        let data = collect(data).await.map_err(|e| context.io(&e))?;
         let written = self
             .objects
             .store
@@ -49,13 +51,23 @@ impl MemoryStorage {
     }
 }
 
+/// Files are read on a thread that may block; without files nothing leaves the caller's thread,
+/// so that a simulation stays in one.
+async fn collect(data: Payload) -> io::Result<Bytes> {
+    if data.file_bytes() == 0 {
+        return data.collect();
+    }
+    let read = tokio::task::spawn_blocking(move || data.collect()).await;
+    read.unwrap_or_else(|error| Err(io::Error::other(error)))
+}
+
 #[async_trait]
 impl Storage for MemoryStorage {
-    async fn put(&self, path: &str, data: Bytes) -> Result<()> {
+    async fn put(&self, path: &str, data: Payload) -> Result<()> {
         self.write(path, data, PutMode::Overwrite).await
     }
 
-    async fn put_new(&self, path: &str, data: Bytes) -> Result<()> {
+    async fn put_new(&self, path: &str, data: Payload) -> Result<()> {
         self.write(path, data, PutMode::Create).await
     }
 

@@ -126,7 +126,7 @@ impl Upload {
         metrics: &Metrics,
     ) -> Result<(), SendError> {
         let MetaObject { path, bytes } = &self.meta;
-        match storage.put_new(path, bytes.clone()).await {
+        match storage.put_new(path, bytes.clone().into()).await {
             Ok(()) => {}
             Err(error) if error.kind == StorageErrorKind::AlreadyExists => {
                 let found = storage.get(path).await.map_err(SendError::Storage)?;
@@ -153,7 +153,7 @@ async fn send_object(
 ) -> Result<(), StorageError> {
     let body = body_of(&slices[object.members.clone()]);
     let size = body.len();
-    storage.put(&object.path, body).await?;
+    storage.put(&object.path, body.into()).await?;
     object.uploaded = true;
     metrics.flush_file_size.observe(size as f64);
     let uploaded = &metrics.upload_file_size_bytes;

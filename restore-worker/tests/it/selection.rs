@@ -314,7 +314,7 @@ async fn a_meta_that_does_not_hold_what_its_name_says_is_damage() {
         let mut other = pitr_format::meta::decode_metadata(&bytes).unwrap();
         edit(&mut other);
         let bytes = pitr_format::meta::encode_metadata(&other);
-        archive.storage.put(&name, bytes).await.unwrap();
+        archive.storage.put(&name, bytes.into()).await.unwrap();
         let error = plan(&archive.open().await, &log_only(10, END)).unwrap_err();
         let PlanError::Damage(damage) = error else {
             panic!("{error}");

@@ -57,10 +57,13 @@ impl Synthetic {
             start_ts: Ts::new(start),
             backup_schema_version: 1,
         });
-        storage.put(object_name::BACKUP_META, meta).await.unwrap();
+        storage
+            .put(object_name::BACKUP_META, meta.into())
+            .await
+            .unwrap();
         let checkpoint = Bytes::copy_from_slice(&END.to_le_bytes());
         storage
-            .put(&object_name::checkpoint_path(1), checkpoint)
+            .put(&object_name::checkpoint_path(1), checkpoint.into())
             .await
             .unwrap();
         Synthetic {
@@ -105,7 +108,7 @@ impl Synthetic {
         edit(&mut metadata);
         let name = MetaName::of_flush(Ts::new(10_000 + self.flushes), &metadata).write();
         self.storage
-            .put(&name, encode_metadata(&metadata))
+            .put(&name, encode_metadata(&metadata).into())
             .await
             .unwrap();
         name

@@ -1,14 +1,16 @@
 //! One suite that every backend must pass.
 
+use std::io::Write;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use pitr_storage::fault::{FaultPlan, FaultyStorage};
-use pitr_storage::{SharedStorage, StorageErrorKind, open_url};
+use pitr_storage::{Payload, Segment, SharedStorage, StorageErrorKind, open_url};
 
 /// Runs the whole suite on an empty storage.
 async fn conformance(storage: SharedStorage) {
     objects_are_written_whole_and_replaced(&storage).await;
+    objects_are_made_of_memory_and_files(&storage).await;
     put_new_refuses_an_existing_object(&storage).await;
     ranges_are_exact_or_refused(&storage).await;
     listings_are_sorted_and_filtered_by_any_prefix(&storage).await;
@@ -26,7 +28,10 @@ async fn objects_are_written_whole_and_replaced(storage: &SharedStorage) {
         large,
         Bytes::from_static(b"last"),
     ] {
-        storage.put("v1/x/a.log", data.clone()).await.unwrap();
+        storage
+            .put("v1/x/a.log", data.clone().into())
+            .await
+            .unwrap();
         assert_eq!(storage.get("v1/x/a.log").await.unwrap(), data);
         let info = storage.head("v1/x/a.log").await.unwrap().unwrap();
         assert_eq!(
@@ -37,31 +42,56 @@ async fn objects_are_written_whole_and_replaced(storage: &SharedStorage) {
     storage.delete("v1/x/a.log").await.unwrap();
 }
 
+async fn objects_are_made_of_memory_and_files(storage: &SharedStorage) {
+    let mut file = tempfile::tempfile().unwrap();
+    let spilled: Vec<u8> = (0..3u32 << 18).flat_map(u32::to_le_bytes).collect();
+    file.write_all(&spilled).unwrap();
+    let file = Arc::new(file);
+    let payload = Payload::new(vec![
+        Segment::Memory(Bytes::from_static(b"begin")),
+        Segment::File {
+            file: Arc::clone(&file),
+            range: 4..spilled.len() as u64,
+        },
+        Segment::Memory(Bytes::from_static(b"end")),
+    ]);
+    storage.put("spilled.log", payload.clone()).await.unwrap();
+    let expected = [b"begin", &spilled[4..], b"end"].concat();
+    assert!(storage.get("spilled.log").await.unwrap() == expected);
+    storage.delete("spilled.log").await.unwrap();
+    storage.put_new("spilled.log", payload).await.unwrap();
+    assert!(storage.get("spilled.log").await.unwrap() == expected);
+
+    // A file that lost its end must not become a shorter object.
+    let beyond = spilled.len() as u64 - 2..spilled.len() as u64 + 2;
+    let cut = Payload::new(vec![Segment::File {
+        file,
+        range: beyond,
+    }]);
+    let error = storage.put("spilled.log", cut.clone()).await.unwrap_err();
+    assert_eq!(error.kind, StorageErrorKind::Transient, "{error}");
+    storage.put_new("cut.log", cut).await.unwrap_err();
+    assert_eq!(storage.head("cut.log").await.unwrap(), None);
+    assert!(storage.get("spilled.log").await.unwrap() == expected);
+    storage.delete("spilled.log").await.unwrap();
+}
+
 async fn put_new_refuses_an_existing_object(storage: &SharedStorage) {
-    storage
-        .put_new("once.meta", Bytes::from_static(b"first"))
-        .await
-        .unwrap();
+    storage.put_new("once.meta", "first".into()).await.unwrap();
     let error = storage
-        .put_new("once.meta", Bytes::from_static(b"second"))
+        .put_new("once.meta", "second".into())
         .await
         .unwrap_err();
     assert_eq!(error.kind, StorageErrorKind::AlreadyExists);
     assert_eq!(error.path, "once.meta");
     assert_eq!(storage.get("once.meta").await.unwrap(), "first");
     storage.delete("once.meta").await.unwrap();
-    storage
-        .put_new("once.meta", Bytes::from_static(b"third"))
-        .await
-        .unwrap();
+    storage.put_new("once.meta", "third".into()).await.unwrap();
     storage.delete("once.meta").await.unwrap();
 }
 
 async fn ranges_are_exact_or_refused(storage: &SharedStorage) {
-    storage
-        .put("r.log", Bytes::from_static(b"0123456789"))
-        .await
-        .unwrap();
+    storage.put("r.log", "0123456789".into()).await.unwrap();
     for (range, expected) in [
         (0..10, "0123456789"),
         (3..7, "3456"),
@@ -109,7 +139,7 @@ async fn listings_are_sorted_and_filtered_by_any_prefix(storage: &SharedStorage)
     ];
     for name in names.iter().rev() {
         storage
-            .put(name, Bytes::copy_from_slice(name.as_bytes()))
+            .put(name, Bytes::copy_from_slice(name.as_bytes()).into())
             .await
             .unwrap();
     }
@@ -137,10 +167,7 @@ async fn listings_are_sorted_and_filtered_by_any_prefix(storage: &SharedStorage)
 }
 
 async fn deletion_is_idempotent(storage: &SharedStorage) {
-    storage
-        .put("d/e.log", Bytes::from_static(b"x"))
-        .await
-        .unwrap();
+    storage.put("d/e.log", "x".into()).await.unwrap();
     storage.delete("d/e.log").await.unwrap();
     storage.delete("d/e.log").await.unwrap();
     storage.delete("never/was/there.log").await.unwrap();
@@ -148,10 +175,7 @@ async fn deletion_is_idempotent(storage: &SharedStorage) {
 }
 
 async fn missing_objects_are_not_found(storage: &SharedStorage) {
-    storage
-        .put("dir/file.log", Bytes::from_static(b"x"))
-        .await
-        .unwrap();
+    storage.put("dir/file.log", "x".into()).await.unwrap();
     // A directory and a name below a plain file are no objects either.
     for name in ["nothing", "v9/nothing.log", "dir", "dir/file.log/below"] {
         let error = storage.get(name).await.unwrap_err();
@@ -172,8 +196,8 @@ async fn names_that_leave_the_storage_are_refused(storage: &SharedStorage) {
         "a.tmp0123456789abcdef",
     ] {
         let errors = [
-            storage.put(name, Bytes::new()).await.unwrap_err(),
-            storage.put_new(name, Bytes::new()).await.unwrap_err(),
+            storage.put(name, "".into()).await.unwrap_err(),
+            storage.put_new(name, "".into()).await.unwrap_err(),
             storage.get(name).await.unwrap_err(),
             storage.get_range(name, 0..1).await.unwrap_err(),
             storage.head(name).await.unwrap_err(),
@@ -196,7 +220,7 @@ async fn concurrent_put_new_has_one_winner(storage: &SharedStorage) {
         let storage = Arc::clone(storage);
         tokio::spawn(async move {
             storage
-                .put_new("lock", Bytes::from(vec![i; 4]))
+                .put_new("lock", Bytes::from(vec![i; 4]).into())
                 .await
                 .is_ok()
         })
@@ -247,7 +271,7 @@ async fn a_named_memory_storage_is_the_same_for_everyone_in_the_process() {
         open_url("memory://named").unwrap(),
         open_url("memory://named").unwrap(),
     );
-    one.put("a", Bytes::from_static(b"x")).await.unwrap();
+    one.put("a", "x".into()).await.unwrap();
     assert_eq!(two.get("a").await.unwrap(), "x");
     for other in ["memory://", "memory://other"] {
         assert_eq!(open_url(other).unwrap().list("").await.unwrap(), []);

@@ -24,11 +24,14 @@ async fn child_that_writes_until_it_is_killed() {
     let storage = open_url(&root).unwrap();
     for number in 0u32.. {
         storage
-            .put(&format!("v1/{}/{number}.log", number / 4), object(number))
+            .put(
+                &format!("v1/{}/{number}.log", number / 4),
+                object(number).into(),
+            )
             .await
             .unwrap();
         storage
-            .put("v1/global_checkpoint/1.ts", object(number))
+            .put("v1/global_checkpoint/1.ts", object(number).into())
             .await
             .unwrap();
         println!("\ndurable {number}");

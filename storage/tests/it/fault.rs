@@ -22,7 +22,7 @@ async fn write_some(
     let (mut acknowledged, mut present) = (Vec::new(), Vec::new());
     for i in 1..=count {
         let name = format!("{i}.log");
-        match storage.put(&name, Bytes::from(vec![i])).await {
+        match storage.put(&name, Bytes::from(vec![i]).into()).await {
             Ok(()) => acknowledged.push(i),
             Err(error) => assert_eq!(error.class(), Class::Retry),
         }
@@ -66,9 +66,15 @@ async fn alternating_faults_strike_before_then_after() {
 async fn a_repeated_put_new_after_a_late_error_finds_its_own_object() {
     let (_, storage) = faulty(FaultPlan::every_nth_write(1, When::After));
     let data = Bytes::from_static(b"x");
-    let first = storage.put_new("a.meta", data.clone()).await.unwrap_err();
+    let first = storage
+        .put_new("a.meta", data.clone().into())
+        .await
+        .unwrap_err();
     assert_eq!(first.kind, StorageErrorKind::Transient);
-    let second = storage.put_new("a.meta", data.clone()).await.unwrap_err();
+    let second = storage
+        .put_new("a.meta", data.clone().into())
+        .await
+        .unwrap_err();
     assert_eq!(second.kind, StorageErrorKind::AlreadyExists);
     assert_eq!(storage.get("a.meta").await.unwrap(), data);
 }
@@ -79,11 +85,11 @@ async fn chosen_names_fail_until_told_otherwise() {
         name.ends_with(".log")
     }));
     for _ in 0..3 {
-        storage.put("a.log", Bytes::new()).await.unwrap_err();
-        storage.put("a.meta", Bytes::new()).await.unwrap();
+        storage.put("a.log", "".into()).await.unwrap_err();
+        storage.put("a.meta", "".into()).await.unwrap();
     }
     storage.set_plan(FaultPlan::none());
-    storage.put("a.log", Bytes::new()).await.unwrap();
+    storage.put("a.log", "".into()).await.unwrap();
     assert_eq!(inner.list("").await.unwrap().len(), 2);
     assert_eq!(storage.counters().errors_before, 3);
 }
@@ -92,10 +98,7 @@ async fn chosen_names_fail_until_told_otherwise() {
 async fn short_reads_answer_with_half_of_the_bytes() {
     let plan = FaultPlan::none().with(Rule::every_nth(Call::Read, 2, Fault::ShortRead));
     let (_, storage) = faulty(plan);
-    storage
-        .put("a.log", Bytes::from_static(b"0123456789"))
-        .await
-        .unwrap();
+    storage.put("a.log", "0123456789".into()).await.unwrap();
     assert_eq!(storage.get("a.log").await.unwrap(), "0123456789");
     assert_eq!(storage.get("a.log").await.unwrap(), "01234");
     assert_eq!(storage.get_range("a.log", 2..6).await.unwrap(), "2345");
@@ -122,7 +125,7 @@ async fn reads_listings_and_deletions_can_fail_too_with_any_kind() {
         .with(Rule::always(Call::List, denied))
         .with(Rule::always(Call::Delete, late));
     let (inner, storage) = faulty(plan);
-    storage.put("a", Bytes::new()).await.unwrap();
+    storage.put("a", "".into()).await.unwrap();
     assert_eq!(
         storage.get("secret").await.unwrap_err().kind,
         StorageErrorKind::PermissionDenied

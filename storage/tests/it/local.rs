@@ -36,10 +36,7 @@ async fn a_missing_root_is_not_found_for_readers_and_made_by_the_first_write() {
     );
     assert_eq!(storage.head("backupmeta").await.unwrap(), None);
     assert!(!root.exists(), "reading must not create the root");
-    storage
-        .put("backupmeta", Bytes::from_static(b"x"))
-        .await
-        .unwrap();
+    storage.put("backupmeta", "x".into()).await.unwrap();
     assert_eq!(
         open_existing_url(&url)
             .unwrap()
@@ -63,7 +60,7 @@ async fn a_root_that_is_a_file_is_refused() {
     );
     let error = open_url(&url)
         .unwrap()
-        .put("a.log", Bytes::new())
+        .put("a.log", "".into())
         .await
         .unwrap_err();
     assert_eq!(error.kind, StorageErrorKind::InvalidPath, "{error}");
@@ -82,10 +79,7 @@ async fn a_directory_that_may_not_be_written_is_permission_denied() {
     };
     let storage = open(&root);
     for name in ["a.log", "v1/new/a.log"] {
-        let error = storage
-            .put(name, Bytes::from_static(b"x"))
-            .await
-            .unwrap_err();
+        let error = storage.put(name, "x".into()).await.unwrap_err();
         assert_eq!(error.kind, StorageErrorKind::PermissionDenied, "{error}");
         assert!(error.to_string().contains(name), "{error}");
     }
@@ -96,10 +90,7 @@ async fn a_directory_that_may_not_be_written_is_permission_denied() {
 async fn leftovers_of_dead_writers_are_hidden_and_removed_only_on_request() {
     let dir = tempfile::tempdir().unwrap();
     let storage = open(dir.path());
-    storage
-        .put("v1/a.log", Bytes::from_static(b"whole"))
-        .await
-        .unwrap();
+    storage.put("v1/a.log", "whole".into()).await.unwrap();
     let fresh = dir.path().join("v1/a.tmp0123456789abcdef");
     let stale = dir.path().join("v1/b.tmpfedcba9876543210");
     for leftover in [&fresh, &stale] {
@@ -137,7 +128,7 @@ async fn what_cannot_be_looked_at_fails_the_listing_instead_of_missing_from_it()
     let dir = tempfile::tempdir().unwrap();
     let storage = open(dir.path());
     storage
-        .put("v1/backupmeta/a.meta", Bytes::from_static(b"x"))
+        .put("v1/backupmeta/a.meta", "x".into())
         .await
         .unwrap();
     let link = dir.path().join("v1/backupmeta/b.meta");
@@ -154,7 +145,7 @@ async fn a_reader_during_rewrites_sees_whole_objects_only() {
     let dir = tempfile::tempdir().unwrap();
     let storage = open(dir.path());
     let object = |fill: u8| Bytes::from(vec![fill; 200_000 + usize::from(fill)]);
-    storage.put("1.ts", object(0)).await.unwrap();
+    storage.put("1.ts", object(0).into()).await.unwrap();
     let done = Arc::new(AtomicBool::new(false));
     let reader = {
         let (storage, done) = (Arc::clone(&storage), Arc::clone(&done));
@@ -171,7 +162,7 @@ async fn a_reader_during_rewrites_sees_whole_objects_only() {
         })
     };
     for fill in 1..60 {
-        storage.put("1.ts", object(fill)).await.unwrap();
+        storage.put("1.ts", object(fill).into()).await.unwrap();
     }
     done.store(true, Ordering::Relaxed);
     assert!(reader.await.unwrap() > 0);
@@ -181,11 +172,7 @@ async fn a_reader_during_rewrites_sees_whole_objects_only() {
 async fn a_task_message_and_a_url_open_the_same_archive() {
     let dir = tempfile::tempdir().unwrap();
     let url = format!("local://{}", dir.path().display());
-    open_url(&url)
-        .unwrap()
-        .put("a", Bytes::from_static(b"x"))
-        .await
-        .unwrap();
+    open_url(&url).unwrap().put("a", "x".into()).await.unwrap();
     let storage = open_backend(&backend_of_url(&url).unwrap()).unwrap();
     assert_eq!(storage.get("a").await.unwrap(), "x");
     assert_eq!(storage.uri(), url);
