@@ -24,7 +24,7 @@ pub async fn write(
         start_ts: Ts::new(1),
         backup_schema_version: SCHEMA_VERSION,
     });
-    storage.put(object_name::BACKUP_META, meta).await?;
+    storage.put(object_name::BACKUP_META, meta.into()).await?;
     let mut capture = Capture::start(storage.clone(), 1..=regions, slice_limit).await?;
     for event in events {
         send(capture.observer(), event).await?;
@@ -32,7 +32,7 @@ pub async fn write(
     capture.flush().await?;
     let checkpoint = Bytes::copy_from_slice(&END.get().to_le_bytes());
     let path = object_name::checkpoint_path(1);
-    Ok(storage.put(&path, checkpoint).await?)
+    Ok(storage.put(&path, checkpoint.into()).await?)
 }
 
 /// What a restore of everything reads.
