@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use pitr_budget::MemoryBudget;
 use pitr_format::OpKind;
 use pitr_format::record::RecordIter;
 use pitr_format::slice::{SealedSlice, SliceBuilder, SliceId, verify_slice};
@@ -70,11 +71,13 @@ pub fn verify_slices(bench: &mut Bench, corpus: &Arc<Corpus>) -> Result<()> {
 }
 
 fn sorters(corpus: &Corpus, dir: &std::path::Path) -> Result<[Sorter; 2]> {
+    let budget = MemoryBudget::new(u64::MAX);
     let options = SortOptions {
         memory: 4 * corpus.bytes as usize + (1 << 20),
         ..SortOptions::default()
     };
-    let mut sorters = ["default", "write"].map(|name| Sorter::new(dir, name, options.clone()));
+    let mut sorters =
+        ["default", "write"].map(|name| Sorter::new(dir, name, options.clone(), &budget));
     for (cf, plain) in &corpus.slices {
         for record in RecordIter::new(plain) {
             let (key, value) = record?;
@@ -92,8 +95,9 @@ pub fn sort(bench: &mut Bench, corpus: &Arc<Corpus>) -> Result<()> {
             for sorter in sorters(&corpus, dir.path())? {
                 let sorted = sorter.finish()?;
                 let mut stream = sorted.stream()?;
-                while let Some(entry) = stream.next_entry()? {
+                while let Some(entry) = stream.peek() {
                     std::hint::black_box(&entry);
+                    stream.advance()?;
                 }
             }
             Ok(())

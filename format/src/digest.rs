@@ -47,23 +47,55 @@ struct HashSum {
 }
 
 impl HashSum {
-    /// Each part is hashed behind its length, so that moving a byte from one part to the next
-    /// changes the hash.
-    fn add(&mut self, parts: &[&[u8]]) {
-        let mut hash = Sha256::new();
-        for part in parts {
-            hash.update((part.len() as u64).to_le_bytes());
-            hash.update(part);
-        }
-        let hash: [u8; 32] = hash.finalize().into();
-        let half = hash.first_chunk::<16>().copied().unwrap_or_default();
-        self.sum = self.sum.wrapping_add(u128::from_be_bytes(half));
+    fn add(&mut self, hash: u128) {
+        self.sum = self.sum.wrapping_add(hash);
         self.count = self.count.wrapping_add(1);
     }
 
     fn merge(&mut self, other: &HashSum) {
         self.sum = self.sum.wrapping_add(other.sum);
         self.count = self.count.wrapping_add(other.count);
+    }
+}
+
+/// Longest text of parts that is put together before it is hashed.
+const TOGETHER: usize = 512;
+
+/// Half of the SHA-256 of all parts, each behind its length, so that moving a byte from one part to
+/// the next changes the hash.
+fn hash_parts(parts: &[&[u8]]) -> u128 {
+    // Short texts are hashed in one call: that takes two thirds of the time.
+    let mut text = [0; TOGETHER];
+    let mut rest = &mut text[..];
+    let len: usize = parts.iter().map(|part| part.len() + 8).sum();
+    let hash: [u8; 32] = if len <= TOGETHER {
+        for part in parts {
+            let (head, tail) = rest.split_at_mut(part.len() + 8);
+            head[..8].copy_from_slice(&(part.len() as u64).to_le_bytes());
+            head[8..].copy_from_slice(part);
+            rest = tail;
+        }
+        Sha256::digest(&text[..len]).into()
+    } else {
+        let mut hash = Sha256::new();
+        for part in parts {
+            hash.update((part.len() as u64).to_le_bytes());
+            hash.update(part);
+        }
+        hash.finalize().into()
+    };
+    let half = hash.first_chunk::<16>().copied().unwrap_or_default();
+    u128::from_be_bytes(half)
+}
+
+/// The hash of one record, for adding it to several digests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RecordHash(u128);
+
+impl RecordHash {
+    /// Hashes a record.
+    pub fn of(cf: Cf, versioned_key: &[u8], value: &[u8]) -> Self {
+        RecordHash(hash_parts(&[cf.as_str().as_bytes(), versioned_key, value]))
     }
 }
 
@@ -113,14 +145,19 @@ digest_type!(
 impl RecordDigest {
     /// Adds one record; the caller adds each distinct (CF, versioned key) once.
     pub fn add(&mut self, cf: Cf, versioned_key: &[u8], value: &[u8]) {
-        self.0.add(&[cf.as_str().as_bytes(), versioned_key, value]);
+        self.add_hash(RecordHash::of(cf, versioned_key, value));
+    }
+
+    /// [`RecordDigest::add`] of a record that is hashed already.
+    pub fn add_hash(&mut self, hash: RecordHash) {
+        self.0.add(hash.0);
     }
 }
 
 impl ScanDigest {
     /// Adds one live key.
     pub fn add(&mut self, user_key: &[u8], value: &[u8]) {
-        self.0.add(&[user_key, value]);
+        self.0.add(hash_parts(&[user_key, value]));
     }
 }
 
@@ -168,6 +205,22 @@ mod tests {
             digest(&[base[0], base[0]]).to_string(),
             digest(&[]).to_string()
         );
+    }
+
+    #[test]
+    fn short_and_long_texts_are_hashed_alike() {
+        for len in [0, 1, TOGETHER - 17, TOGETHER - 16, TOGETHER, 3 * TOGETHER] {
+            let (key, value) = (b"k", vec![7; len]);
+            let mut whole = Vec::new();
+            for part in [&key[..], &value] {
+                whole.extend((part.len() as u64).to_le_bytes());
+                whole.extend(part);
+            }
+            let hash = hex::encode(Sha256::digest(&whole));
+            let mut digest = ScanDigest::new();
+            digest.add(key, &value);
+            assert_eq!(digest.to_string(), hash[..32], "{len}");
+        }
     }
 
     #[test]

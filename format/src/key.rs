@@ -64,6 +64,23 @@ pub const fn encoded_len(raw_len: usize) -> usize {
 /// Decodes one memcomparable key at the start of `bytes`: the user key and the bytes it took.
 pub fn decode_prefix(bytes: &[u8]) -> Result<(Vec<u8>, usize), KeyError> {
     let mut raw = Vec::with_capacity(bytes.len() / (GROUP + 1) * GROUP);
+    let used = decode_prefix_into(bytes, &mut raw)?;
+    Ok((raw, used))
+}
+
+/// [`decode_prefix`] that appends the user key to a vector that the caller uses again; after an
+/// error it holds a part.
+pub fn decode_prefix_into(bytes: &[u8], raw: &mut Vec<u8>) -> Result<usize, KeyError> {
+    groups(bytes, |data| raw.extend_from_slice(data))
+}
+
+/// Checks one memcomparable key at the start of `bytes`, without decoding it: the bytes it takes.
+pub fn check_prefix(bytes: &[u8]) -> Result<usize, KeyError> {
+    groups(bytes, |_| {})
+}
+
+/// Hands over the user key group by group; the bytes that its encoding takes.
+fn groups(bytes: &[u8], mut take: impl FnMut(&[u8])) -> Result<usize, KeyError> {
     let mut offset = 0;
     loop {
         let Some(chunk) = bytes.get(offset..offset + GROUP + 1) else {
@@ -75,7 +92,7 @@ pub fn decode_prefix(bytes: &[u8]) -> Result<(Vec<u8>, usize), KeyError> {
         let (group, marker) = (&chunk[..GROUP], chunk[GROUP]);
         offset += GROUP + 1;
         if marker == MARKER {
-            raw.extend_from_slice(group);
+            take(group);
             continue;
         }
         let pad = usize::from(MARKER - marker);
@@ -92,8 +109,8 @@ pub fn decode_prefix(bytes: &[u8]) -> Result<(Vec<u8>, usize), KeyError> {
                 offset: offset - 1,
             });
         }
-        raw.extend_from_slice(data);
-        return Ok((raw, offset));
+        take(data);
+        return Ok(offset);
     }
 }
 
@@ -306,6 +323,7 @@ mod tests {
             let used = bytes.len();
             bytes.extend(tail);
             prop_assert_eq!(decode_prefix(&bytes).unwrap(), (raw, used));
+            prop_assert_eq!(check_prefix(&bytes).unwrap(), used);
         }
 
         #[test]

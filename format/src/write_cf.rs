@@ -132,42 +132,8 @@ impl WriteRecord {
     /// Decodes a record; the short value shares `value`'s memory. Bytes behind an unknown tag are
     /// ignored.
     pub fn parse(value: &Bytes) -> Result<Self, WriteError> {
-        let (kind, start_ts, mut at) = parse_head(value)?;
-        let mut record = WriteRecord {
-            kind,
-            ..WriteRecord::put(start_ts, None)
-        };
-        while let Some(tag) = value.get(at) {
-            at += 1;
-            match *tag {
-                TAG_SHORT_VALUE => {
-                    let truncated = WriteError::Truncated {
-                        field: "short value",
-                    };
-                    let len = usize::from(*value.get(at).ok_or_else(|| truncated.clone())?);
-                    let (from, to) = (at + 1, at + 1 + len);
-                    if to > value.len() {
-                        return Err(truncated);
-                    }
-                    record.short_value = Some(value.slice(from..to));
-                    at = to;
-                }
-                TAG_OVERLAPPED_ROLLBACK => record.overlapped_rollback = true,
-                TAG_GC_FENCE => {
-                    record.gc_fence = Some(fixed_ts(value, &mut at, "gc fence")?);
-                }
-                TAG_LAST_CHANGE => {
-                    let ts = fixed_ts(value, &mut at, "last change ts")?;
-                    let versions = varint_at(value, &mut at, "versions to last change")?;
-                    record.last_change = Some((ts, versions));
-                }
-                TAG_TXN_SOURCE => {
-                    record.txn_source = varint_at(value, &mut at, "txn source")?;
-                }
-                _ => break,
-            }
-        }
-        Ok(record)
+        let view = WriteView::parse(value)?;
+        Ok(view.with_short_value(view.short_value.map(|short| value.slice_ref(short))))
     }
 
     /// Encodes the record.
@@ -204,6 +170,86 @@ impl WriteRecord {
             varint::append(self.txn_source, &mut out);
         }
         out.into()
+    }
+}
+
+/// A write record read in place: what [`WriteRecord::parse`] gives, without an allocation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WriteView<'a> {
+    /// What the transaction did to the key.
+    pub kind: WriteType,
+    /// Its start ts.
+    pub start_ts: Ts,
+    /// See [`WriteRecord::short_value`].
+    pub short_value: Option<&'a [u8]>,
+    /// See [`WriteRecord::overlapped_rollback`].
+    pub overlapped_rollback: bool,
+    /// See [`WriteRecord::gc_fence`].
+    pub gc_fence: Option<Ts>,
+    /// See [`WriteRecord::last_change`].
+    pub last_change: Option<(Ts, u64)>,
+    /// See [`WriteRecord::txn_source`].
+    pub txn_source: u64,
+}
+
+impl<'a> WriteView<'a> {
+    /// Reads a record. Bytes behind an unknown tag are ignored.
+    pub fn parse(value: &'a [u8]) -> Result<Self, WriteError> {
+        let (kind, start_ts, mut at) = parse_head(value)?;
+        let mut view = WriteView {
+            kind,
+            start_ts,
+            short_value: None,
+            overlapped_rollback: false,
+            gc_fence: None,
+            last_change: None,
+            txn_source: 0,
+        };
+        while let Some(tag) = value.get(at) {
+            at += 1;
+            match *tag {
+                TAG_SHORT_VALUE => {
+                    let truncated = WriteError::Truncated {
+                        field: "short value",
+                    };
+                    let len = usize::from(*value.get(at).ok_or_else(|| truncated.clone())?);
+                    let (from, to) = (at + 1, at + 1 + len);
+                    view.short_value = Some(value.get(from..to).ok_or(truncated)?);
+                    at = to;
+                }
+                TAG_OVERLAPPED_ROLLBACK => view.overlapped_rollback = true,
+                TAG_GC_FENCE => {
+                    view.gc_fence = Some(fixed_ts(value, &mut at, "gc fence")?);
+                }
+                TAG_LAST_CHANGE => {
+                    let ts = fixed_ts(value, &mut at, "last change ts")?;
+                    let versions = varint_at(value, &mut at, "versions to last change")?;
+                    view.last_change = Some((ts, versions));
+                }
+                TAG_TXN_SOURCE => {
+                    view.txn_source = varint_at(value, &mut at, "txn source")?;
+                }
+                _ => break,
+            }
+        }
+        Ok(view)
+    }
+
+    /// The record, with a copy of its short value.
+    pub fn to_record(self) -> WriteRecord {
+        self.with_short_value(self.short_value.map(Bytes::copy_from_slice))
+    }
+
+    fn with_short_value(self, short_value: Option<Bytes>) -> WriteRecord {
+        WriteRecord {
+            kind: self.kind,
+            start_ts: self.start_ts,
+            short_value,
+            overlapped_rollback: self.overlapped_rollback,
+            gc_fence: self.gc_fence,
+            last_change: self.last_change,
+            txn_source: self.txn_source,
+        }
     }
 }
 
@@ -286,6 +332,8 @@ mod tests {
         for (text, record) in cases {
             assert_eq!(hex::encode(record.to_bytes()), text);
             assert_eq!(WriteRecord::parse(&bytes(text)).unwrap(), record);
+            let value = bytes(text);
+            assert_eq!(WriteView::parse(&value).unwrap().to_record(), record);
             assert_eq!(start_ts_of(&bytes(text)).unwrap(), START);
         }
     }

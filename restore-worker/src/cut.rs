@@ -7,12 +7,12 @@
 
 use std::path::{Path, PathBuf};
 
-use pitr_format::digest::{RecordDigest, ScanDigest};
+use pitr_format::digest::{RecordDigest, RecordHash, ScanDigest};
 use pitr_format::key::{TS_LEN, decode_prefix, split_versioned};
 use pitr_format::{Cf, Class, EncodedRange};
 
 use crate::expect::Expected;
-use crate::merge::{Entry, MergeStream, Position, SortError, Sorted, Tag};
+use crate::merge::{EntryRef, MergeStream, Position, SortError, Sorted, Tag};
 use crate::regions::RegionTable;
 use crate::sst::{SstError, SstFactory, SstFile, SstWriter};
 use crate::target::TargetRegion;
@@ -141,6 +141,9 @@ pub struct Cutter<'a> {
     factory: &'a dyn SstFactory,
     options: CutOptions,
     last_key: Option<Vec<u8>>,
+    /// The present encoded key, and the present versioned key while its successor is looked at.
+    key: Vec<u8>,
+    version: Vec<u8>,
     expected: Expected,
     tally: CutTally,
 }
@@ -158,6 +161,8 @@ impl<'a> Cutter<'a> {
             factory,
             options,
             last_key: None,
+            key: Vec::new(),
+            version: Vec::new(),
             expected: Expected::default(),
             tally: CutTally::default(),
         })
@@ -176,6 +181,8 @@ impl<'a> Cutter<'a> {
             factory,
             options,
             last_key: Some(batch.last.clone()),
+            key: Vec::new(),
+            version: Vec::new(),
             expected: Expected::default(),
             tally: CutTally::default(),
         })
@@ -184,7 +191,8 @@ impl<'a> Cutter<'a> {
     /// The next batch, or `None` at the end.
     pub fn next_batch(&mut self, regions: &RegionTable) -> Result<Option<Batch>, CutError> {
         let options = self.options.clone();
-        while let Some(first) = self.next_key() {
+        while self.next_key() {
+            let first = self.key.clone();
             let Some(region) = regions.find(&first) else {
                 return Err(CutError::NoRegion {
                     key: hex::encode_upper(first),
@@ -194,16 +202,12 @@ impl<'a> Cutter<'a> {
             let region = region.clone();
             let mut files = Files::new(self.factory, &options);
             let mut last = Vec::new();
-            let mut next = Some(first.clone());
-            while let Some(key) = next {
-                if !region.range.contains(&key) || files.raw_bytes >= options.batch_bytes {
+            while region.range.contains(&self.key) && files.raw_bytes < options.batch_bytes {
+                self.take_key(&mut files)?;
+                last.clone_from(&self.key);
+                if !self.next_key() {
                     break;
                 }
-                self.begin_key(&key);
-                self.take_values(&key, &mut files)?;
-                self.take_writes(&key, &mut files)?;
-                last = key;
-                next = self.next_key();
             }
             let ssts = files.finish()?;
             if !ssts.is_empty() {
@@ -229,71 +233,83 @@ impl<'a> Cutter<'a> {
         (tally, duplicates)
     }
 
-    fn begin_key(&mut self, key: &[u8]) {
-        let newest = self.write.peek().filter(|e| encoded(&e.key) == key);
-        self.expected
-            .begin_key(newest.map(|e| (e.key.as_slice(), e.value.as_slice())));
+    /// Makes the smallest encoded key that either stream has next the present one; false at the
+    /// end, and behind the last key wanted.
+    fn next_key(&mut self) -> bool {
+        let keys = [&self.default, &self.write].map(|s| s.peek().map(|e| encoded(e.key)));
+        let Some(key) = keys.into_iter().flatten().min() else {
+            return false;
+        };
+        if self.last_key.as_deref().is_some_and(|last| key > last) {
+            return false;
+        }
+        self.key.clear();
+        self.key.extend_from_slice(key);
+        true
     }
 
-    /// The smallest encoded key that either stream has next, unless it is behind the last wanted.
-    fn next_key(&self) -> Option<Vec<u8>> {
-        let key = [&self.default, &self.write]
-            .into_iter()
-            .filter_map(|s| s.peek().map(|e| encoded(&e.key)))
-            .min();
-        let wanted = |key: &&[u8]| self.last_key.as_deref().is_none_or(|last| *key <= last);
-        key.filter(wanted).map(<[u8]>::to_vec)
+    /// Everything of the present key.
+    fn take_key(&mut self, files: &mut Files<'_>) -> Result<(), CutError> {
+        let newest = self.write.peek().filter(|e| encoded(e.key) == self.key);
+        self.expected.begin_key(newest.map(|e| (e.key, e.value)));
+        self.take_values(files)?;
+        self.take_writes(files)
     }
 
-    /// Values of one user key that a write record refers to.
-    fn take_values(&mut self, key: &[u8], files: &mut Files<'_>) -> Result<(), CutError> {
-        while let Some(entry) = next_of(&mut self.default, key)? {
+    /// Values of the present key that a write record refers to.
+    fn take_values(&mut self, files: &mut Files<'_>) -> Result<(), CutError> {
+        while let Some(entry) = self.default.peek() {
+            if encoded(entry.key) != self.key {
+                break;
+            }
             if entry.tag == Tag::Value {
                 self.tally.unreferenced += 1;
+                self.default.advance()?;
                 continue;
             }
-            let same_key = |e: &Entry| e.key == entry.key;
-            let Some(value) = next_if(&mut self.default, same_key)? else {
-                let (user_key, start_ts) = shown(&entry.key);
+            self.version.clear();
+            self.version.extend_from_slice(entry.key);
+            self.default.advance()?;
+            let Some(value) = self.default.peek().filter(|e| e.key == self.version) else {
+                let (user_key, start_ts) = shown(&self.version);
                 return Err(CutError::MissingValue { user_key, start_ts });
             };
-            if self.default.peek().is_some_and(same_key) {
-                return Err(conflict(Cf::Default, &entry.key));
+            self.expected.value(value.key, value.value);
+            self.tally.put(Cf::Default, value, files)?;
+            self.default.advance()?;
+            if self.default.peek().is_some_and(|e| e.key == self.version) {
+                return Err(conflict(Cf::Default, &self.version));
             }
-            self.expected.value(&value.key, &value.value);
-            self.put(Cf::Default, &value, files)?;
         }
         Ok(())
     }
 
-    fn take_writes(&mut self, key: &[u8], files: &mut Files<'_>) -> Result<(), CutError> {
-        while let Some(entry) = next_of(&mut self.write, key)? {
-            if self.write.peek().is_some_and(|next| next.key == entry.key) {
-                return Err(conflict(Cf::Write, &entry.key));
+    /// Write records of the present key.
+    fn take_writes(&mut self, files: &mut Files<'_>) -> Result<(), CutError> {
+        while let Some(entry) = self.write.peek() {
+            if encoded(entry.key) != self.key {
+                break;
             }
-            self.put(Cf::Write, &entry, files)?;
+            self.tally.put(Cf::Write, entry, files)?;
+            self.version.clear();
+            self.version.extend_from_slice(entry.key);
+            self.write.advance()?;
+            if self.write.peek().is_some_and(|e| e.key == self.version) {
+                return Err(conflict(Cf::Write, &self.version));
+            }
         }
         Ok(())
     }
-
-    fn put(&mut self, cf: Cf, entry: &Entry, files: &mut Files<'_>) -> Result<(), CutError> {
-        self.tally.records += 1;
-        self.tally.digest.add(cf, &entry.key, &entry.value);
-        Ok(files.put(cf, &entry.key, &entry.value)?)
-    }
 }
 
-fn next_of(stream: &mut MergeStream<'_>, encoded_key: &[u8]) -> Result<Option<Entry>, SortError> {
-    next_if(stream, |e| encoded(&e.key) == encoded_key)
-}
-
-fn next_if(
-    stream: &mut MergeStream<'_>,
-    wanted: impl Fn(&Entry) -> bool,
-) -> Result<Option<Entry>, SortError> {
-    match stream.peek() {
-        Some(entry) if wanted(entry) => stream.next_entry(),
-        _ => Ok(None),
+impl CutTally {
+    /// Counts a record and writes it. One hash serves both ends of the proof: what was selected,
+    /// and what the file holds.
+    fn put(&mut self, cf: Cf, entry: EntryRef<'_>, files: &mut Files<'_>) -> Result<(), SstError> {
+        let hash = RecordHash::of(cf, entry.key, entry.value);
+        self.records += 1;
+        self.digest.add_hash(hash);
+        files.put(cf, entry, hash)
     }
 }
 
@@ -338,18 +354,18 @@ impl<'a> Files<'a> {
         }
     }
 
-    fn put(&mut self, cf: Cf, key: &[u8], value: &[u8]) -> Result<(), SstError> {
+    fn put(&mut self, cf: Cf, entry: EntryRef<'_>, hash: RecordHash) -> Result<(), SstError> {
+        let EntryRef { key, value, .. } = entry;
         let slot = &mut self.open[cf as usize];
-        let mut writer = match slot.take() {
-            Some(writer) => writer,
-            None => SstWriter::create(self.factory, self.dir, cf)?,
-        };
-        writer.put(key, value)?;
-        self.raw_bytes += (key.len() + value.len()) as u64;
-        if writer.raw_bytes() >= self.sst_bytes {
-            self.done.push(writer.finish()?);
-        } else {
-            *slot = Some(writer);
+        if slot.is_none() {
+            *slot = Some(SstWriter::create(self.factory, self.dir, cf)?);
+        }
+        if let Some(writer) = slot {
+            writer.put_hashed(key, value, hash)?;
+            self.raw_bytes += (key.len() + value.len()) as u64;
+        }
+        if let Some(full) = slot.take_if(|writer| writer.raw_bytes() >= self.sst_bytes) {
+            self.done.push(full.finish()?);
         }
         Ok(())
     }

@@ -4,16 +4,17 @@
 //! Only kept records pass (puts and deletes up to the restored ts), so the newest write record of
 //! a user key decides. Called by [`crate::cut`], newest write record first, then the key's values.
 
-use bytes::Bytes;
 use pitr_format::Ts;
 use pitr_format::digest::ScanDigest;
-use pitr_format::key::{TS_LEN, decode_prefix, split_versioned};
-use pitr_format::write_cf::{WriteRecord, WriteType};
+use pitr_format::key::{TS_LEN, decode_prefix_into, split_versioned};
+use pitr_format::write_cf::{WriteType, WriteView};
 
 /// The digest in the making.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Expected {
     digest: ScanDigest,
+    /// The present user key, when it is needed.
+    user_key: Vec<u8>,
     /// Start ts of the long value that is visible of the present user key.
     awaited: Option<Ts>,
 }
@@ -26,14 +27,14 @@ impl Expected {
             return;
         };
         // A record that cannot be read adds nothing: the digests then differ, as they must.
-        let Ok(record) = WriteRecord::parse(&Bytes::copy_from_slice(value)) else {
+        let Ok(record) = WriteView::parse(value) else {
             return;
         };
         if record.kind != WriteType::Put {
             return;
         }
         match record.short_value {
-            Some(value) => self.add(key, &value),
+            Some(value) => self.add(key, value),
             None => self.awaited = Some(record.start_ts),
         }
     }
@@ -53,15 +54,18 @@ impl Expected {
 
     fn add(&mut self, versioned: &[u8], value: &[u8]) {
         let encoded = &versioned[..versioned.len().saturating_sub(TS_LEN)];
-        if let Ok((user_key, _)) = decode_prefix(encoded) {
-            self.digest.add(&user_key, value);
+        self.user_key.clear();
+        if decode_prefix_into(encoded, &mut self.user_key).is_ok() {
+            self.digest.add(&self.user_key, value);
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
     use pitr_format::EncodedKey;
+    use pitr_format::write_cf::WriteRecord;
 
     use super::*;
 

@@ -10,9 +10,8 @@
 //! collapses a rollback record at ts X, then another transaction commits at X (tikv/tikv
 //! `src/storage/txn/actions/cleanup.rs`); applying it "after all puts" would lose the commit.
 
-use bytes::Bytes;
-use pitr_format::key::{TS_LEN, decode_prefix, split_versioned};
-use pitr_format::write_cf::{WriteRecord, WriteType};
+use pitr_format::key::{TS_LEN, check_prefix, decode_prefix, split_versioned};
+use pitr_format::write_cf::{WriteRecord, WriteType, WriteView};
 use pitr_format::{Cf, EncodedRange, Ts};
 
 use crate::rewrite::Rewrite;
@@ -107,7 +106,7 @@ impl Filter {
             FilterError::Malformed(format!("{cf} record {}: {e}", hex::encode_upper(key)))
         };
         let (encoded, ts) = split_versioned(key).map_err(|e| malformed(&e))?;
-        let (user_key, used) = decode_prefix(encoded).map_err(|e| malformed(&e))?;
+        let used = check_prefix(encoded).map_err(|e| malformed(&e))?;
         if used != encoded.len() {
             return Err(malformed(&"bytes between key and ts"));
         }
@@ -126,6 +125,7 @@ impl Filter {
         let renamed = if self.rewrite.is_identity() {
             None
         } else {
+            let (user_key, _) = decode_prefix(encoded).map_err(|e| malformed(&e))?;
             let Some(new) = self.rewrite.apply(&user_key, &key[encoded.len()..]) else {
                 filtered.count(LeftOut::Range);
                 return Ok(());
@@ -136,8 +136,7 @@ impl Filter {
         if cf == Cf::Default {
             return sink.record(cf, key, value).map_err(FilterError::Sink);
         }
-        let record =
-            WriteRecord::parse(&Bytes::copy_from_slice(value)).map_err(|e| malformed(&e))?;
+        let record = WriteView::parse(value).map_err(|e| malformed(&e))?;
         write_record(key, value, record, sink, filtered).map_err(FilterError::Sink)
     }
 
@@ -149,7 +148,7 @@ impl Filter {
 fn write_record<S: Sink>(
     key: &[u8],
     value: &[u8],
-    mut record: WriteRecord,
+    record: WriteView<'_>,
     sink: &mut S,
     filtered: &mut Filtered,
 ) -> Result<(), S::Error> {
@@ -159,30 +158,31 @@ fn write_record<S: Sink>(
             return Ok(());
         }
         WriteType::Put if record.short_value.is_none() => {
-            let mut reference = key[..key.len() - TS_LEN].to_vec();
+            let mut reference = Vec::with_capacity(key.len());
+            reference.extend_from_slice(&key[..key.len() - TS_LEN]);
             reference.extend_from_slice(&(!record.start_ts.get()).to_be_bytes());
             sink.reference(&reference)?;
         }
         WriteType::Put | WriteType::Delete => {}
     }
-    if without_rollback_marks(&mut record) {
+    if record.overlapped_rollback || record.gc_fence.is_some() {
+        let mut record = record.to_record();
+        without_rollback_marks(&mut record);
         return sink.record(Cf::Write, key, &record.to_bytes());
     }
     sink.record(Cf::Write, key, value)
 }
 
-/// Removes the marks that a rollback of the same ts leaves in a write record; whether there were
-/// any. The log may hold the record with and without them; they protect against transactions that
+/// Removes the marks that a rollback of the same ts leaves in a write record. The log may hold the record with and without them; they protect against transactions that
 /// no longer exist after a restore, and a fence above T would hide the version for ever.
-pub(crate) fn without_rollback_marks(record: &mut WriteRecord) -> bool {
-    let marked = record.overlapped_rollback || record.gc_fence.is_some();
+pub(crate) fn without_rollback_marks(record: &mut WriteRecord) {
     record.overlapped_rollback = false;
     record.gc_fence = None;
-    marked
 }
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
     use pitr_format::EncodedKey;
 
     use super::*;

@@ -3,17 +3,21 @@
 
 use std::cmp::Ordering;
 
-use super::{Duplicates, Tag};
+use super::{Duplicates, EntryRef, Tag};
 
 const CHUNK: usize = 1 << 20;
 
+/// Where an entry lies. 32-bit numbers are enough: a record comes out of a slice, which is shorter.
 #[derive(Clone, Copy)]
 struct Slot {
+    /// The 8 bytes of the key behind what all keys have in common, big-endian: most comparisons
+    /// end here, without a look at the key. Set by [`Buffer::sort`].
+    lead: u64,
     chunk: u32,
+    offset: u32,
+    key_len: u32,
+    value_len: u32,
     tag: Tag,
-    offset: usize,
-    key_len: usize,
-    value_len: usize,
 }
 
 /// Unordered until [`Buffer::sort`].
@@ -34,11 +38,12 @@ impl Buffer {
         let at = self.chunks.len() - 1;
         let chunk = &mut self.chunks[at];
         self.slots.push(Slot {
+            lead: 0,
             chunk: at as u32,
+            offset: chunk.len() as u32,
+            key_len: key.len() as u32,
+            value_len: value.len() as u32,
             tag,
-            offset: chunk.len(),
-            key_len: key.len(),
-            value_len: value.len(),
         });
         chunk.extend_from_slice(key);
         chunk.extend_from_slice(value);
@@ -75,13 +80,17 @@ impl Buffer {
         self.slots.len()
     }
 
-    pub(super) fn get(&self, index: usize) -> Option<(&[u8], Tag, &[u8])> {
+    pub(super) fn get(&self, index: usize) -> Option<EntryRef<'_>> {
         self.slots.get(index).map(|slot| entry(&self.chunks, slot))
     }
 
     /// Orders the entries and drops repetitions.
     pub(super) fn sort(&mut self) -> Duplicates {
+        let common = self.common_prefix();
         let Buffer { chunks, slots, .. } = self;
+        for slot in slots.iter_mut() {
+            slot.lead = lead(&entry(chunks, slot).key[common..]);
+        }
         slots.sort_unstable_by(|a, b| compare(chunks, a, b));
         let mut duplicates = Duplicates::default();
         slots.dedup_by(|later, earlier| {
@@ -93,14 +102,47 @@ impl Buffer {
         });
         duplicates
     }
+
+    /// Bytes that all keys begin with.
+    fn common_prefix(&self) -> usize {
+        let mut keys = self.slots.iter().map(|slot| entry(&self.chunks, slot).key);
+        let Some(first) = keys.next() else {
+            return 0;
+        };
+        keys.fold(first.len(), |common, key| {
+            if key.starts_with(&first[..common]) {
+                return common;
+            }
+            let equal = first[..common].iter().zip(key).take_while(|(a, b)| a == b);
+            equal.count()
+        })
+    }
 }
 
-fn entry<'a>(chunks: &'a [Vec<u8>], slot: &Slot) -> (&'a [u8], Tag, &'a [u8]) {
-    let chunk = &chunks[slot.chunk as usize][slot.offset..];
-    let (key, rest) = chunk.split_at(slot.key_len);
-    (key, slot.tag, &rest[..slot.value_len])
+/// The first 8 bytes as a number that orders like them; missing ones count as 0, so that equal
+/// numbers decide nothing.
+fn lead(key: &[u8]) -> u64 {
+    match key.first_chunk::<8>() {
+        Some(bytes) => u64::from_be_bytes(*bytes),
+        None => {
+            let mut bytes = [0; 8];
+            bytes[..key.len()].copy_from_slice(key);
+            u64::from_be_bytes(bytes)
+        }
+    }
+}
+
+fn entry<'a>(chunks: &'a [Vec<u8>], slot: &Slot) -> EntryRef<'a> {
+    let chunk = &chunks[slot.chunk as usize][slot.offset as usize..];
+    let (key, rest) = chunk.split_at(slot.key_len as usize);
+    EntryRef {
+        key,
+        tag: slot.tag,
+        value: &rest[..slot.value_len as usize],
+    }
 }
 
 fn compare(chunks: &[Vec<u8>], a: &Slot, b: &Slot) -> Ordering {
-    entry(chunks, a).cmp(&entry(chunks, b))
+    let leads = a.lead.cmp(&b.lead);
+    leads.then_with(|| entry(chunks, a).cmp(&entry(chunks, b)))
 }

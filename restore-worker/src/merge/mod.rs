@@ -50,15 +50,15 @@ impl Tag {
     }
 }
 
-/// One entry of the sorted stream. Fields are in the order of comparison.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Entry {
+/// One entry, where its run keeps it. Fields are in the order of comparison.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct EntryRef<'a> {
     /// Versioned key.
-    pub key: Vec<u8>,
+    pub key: &'a [u8],
     /// What it is.
     pub tag: Tag,
     /// Value of the column family.
-    pub value: Vec<u8>,
+    pub value: &'a [u8],
 }
 
 /// How many equal entries were left out.
@@ -244,8 +244,8 @@ impl Sorter {
         self.duplicates.add(buffer.sort());
         let mut writer = self.next_run()?;
         for index in 0..buffer.len() {
-            if let Some((key, tag, value)) = buffer.get(index) {
-                writer.append(key, tag, value)?;
+            if let Some(entry) = buffer.get(index) {
+                writer.append(entry)?;
             }
         }
         self.runs.push(writer.finish()?);
@@ -262,8 +262,9 @@ impl Sorter {
         let oldest = std::mem::replace(&mut self.runs, rest);
         let mut writer = self.next_run()?;
         let mut stream = MergeStream::open(&oldest, None)?;
-        while let Some(entry) = stream.next_entry()? {
-            writer.append(&entry.key, entry.tag, &entry.value)?;
+        while let Some(entry) = stream.peek() {
+            writer.append(entry)?;
+            stream.advance()?;
         }
         self.duplicates.add(stream.duplicates());
         self.runs.push(writer.finish()?);

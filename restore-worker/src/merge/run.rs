@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use pitr_budget::Reservation;
 
-use super::{Buffer, Entry, SortError, Tag};
+use super::{Buffer, EntryRef, SortError, Tag};
 
 const HEADER: usize = 9;
 const IO_BUFFER: usize = 64 << 10;
@@ -35,23 +35,8 @@ impl Run {
     /// A reader at `from`: an entry index of a run in memory, a byte offset of a file.
     pub(super) fn open(&self, from: u64) -> Result<RunReader<'_>, SortError> {
         match self {
-            Run::Memory { buffer, .. } => Ok(RunReader::Memory { buffer, next: from }),
-            Run::File(path) => {
-                let io = |action| {
-                    move |source| SortError::Run {
-                        path: path.clone(),
-                        action,
-                        source,
-                    }
-                };
-                let mut file = File::open(path).map_err(io("open"))?;
-                file.seek(SeekFrom::Start(from)).map_err(io("seek"))?;
-                Ok(RunReader::File {
-                    file: BufReader::with_capacity(IO_BUFFER, file),
-                    path,
-                    next: from,
-                })
-            }
+            Run::Memory { buffer, .. } => Ok(RunReader::Memory { buffer, at: from }),
+            Run::File(path) => Ok(RunReader::File(FileReader::open(path, from)?)),
         }
     }
 
@@ -68,66 +53,109 @@ impl Run {
 }
 
 pub(super) enum RunReader<'a> {
-    Memory {
-        buffer: &'a Buffer,
-        next: u64,
-    },
-    File {
-        file: BufReader<File>,
-        path: &'a PathBuf,
-        next: u64,
-    },
+    Memory { buffer: &'a Buffer, at: u64 },
+    File(FileReader<'a>),
 }
 
 impl RunReader<'_> {
-    /// Where the entry that [`RunReader::read`] gives next begins.
+    /// Where [`RunReader::head`] is read again.
     pub(super) fn offset(&self) -> u64 {
         match self {
-            RunReader::Memory { next, .. } | RunReader::File { next, .. } => *next,
+            RunReader::Memory { at, .. } => *at,
+            RunReader::File(file) => file.at,
         }
     }
 
-    pub(super) fn read(&mut self) -> Result<Option<Entry>, SortError> {
+    /// The present entry; `None` behind the last.
+    pub(super) fn head(&self) -> Option<EntryRef<'_>> {
         match self {
-            RunReader::Memory { buffer, next } => {
-                let entry = buffer.get(*next as usize).map(|(key, tag, value)| Entry {
-                    key: key.to_vec(),
-                    tag,
-                    value: value.to_vec(),
-                });
-                *next += u64::from(entry.is_some());
-                Ok(entry)
+            RunReader::Memory { buffer, at } => buffer.get(*at as usize),
+            RunReader::File(file) => file.head(),
+        }
+    }
+
+    pub(super) fn advance(&mut self) -> Result<(), SortError> {
+        match self {
+            RunReader::Memory { buffer, at } => {
+                *at += u64::from(buffer.get(*at as usize).is_some());
+                Ok(())
             }
-            RunReader::File { file, path, next } => {
-                let entry = read_entry(file).map_err(|source| SortError::Run {
-                    path: path.to_path_buf(),
-                    action: "read",
-                    source,
-                })?;
-                if let Some(entry) = &entry {
-                    *next += (HEADER + entry.key.len() + entry.value.len()) as u64;
-                }
-                Ok(entry)
-            }
+            RunReader::File(file) => file.advance(),
         }
     }
 }
 
-fn read_entry(file: &mut BufReader<File>) -> std::io::Result<Option<Entry>> {
-    let mut header = [0; HEADER];
-    let first = file.read(&mut header)?;
-    if first == 0 {
-        return Ok(None);
+/// A run file, one entry of which is in memory.
+pub(super) struct FileReader<'a> {
+    file: BufReader<File>,
+    path: &'a PathBuf,
+    /// Offset of the entry in memory.
+    at: u64,
+    /// Tag and key length of the entry; `None` behind the last.
+    entry: Option<(Tag, usize)>,
+    /// Its key and value.
+    bytes: Vec<u8>,
+}
+
+impl<'a> FileReader<'a> {
+    fn open(path: &'a PathBuf, from: u64) -> Result<Self, SortError> {
+        let failed = |action| {
+            move |source| SortError::Run {
+                path: path.clone(),
+                action,
+                source,
+            }
+        };
+        let mut file = File::open(path).map_err(failed("open"))?;
+        file.seek(SeekFrom::Start(from)).map_err(failed("seek"))?;
+        let mut reader = FileReader {
+            file: BufReader::with_capacity(IO_BUFFER, file),
+            path,
+            at: from,
+            entry: None,
+            bytes: Vec::new(),
+        };
+        reader.read().map_err(failed("read"))?;
+        Ok(reader)
     }
-    file.read_exact(&mut header[first..])?;
-    let [k0, k1, k2, k3, tag, v0, v1, v2, v3] = header;
-    let tag = Tag::from_byte(tag)
-        .ok_or_else(|| std::io::Error::new(std::io::ErrorKind::InvalidData, "unknown tag"))?;
-    let mut key = vec![0; u32::from_le_bytes([k0, k1, k2, k3]) as usize];
-    file.read_exact(&mut key)?;
-    let mut value = vec![0; u32::from_le_bytes([v0, v1, v2, v3]) as usize];
-    file.read_exact(&mut value)?;
-    Ok(Some(Entry { key, tag, value }))
+
+    fn head(&self) -> Option<EntryRef<'_>> {
+        let (tag, key_len) = self.entry?;
+        let (key, value) = self.bytes.split_at(key_len);
+        Some(EntryRef { key, tag, value })
+    }
+
+    fn advance(&mut self) -> Result<(), SortError> {
+        if self.entry.is_some() {
+            self.at += (HEADER + self.bytes.len()) as u64;
+        }
+        self.read().map_err(|source| SortError::Run {
+            path: self.path.clone(),
+            action: "read",
+            source,
+        })
+    }
+
+    /// Reads the entry at the file's position.
+    fn read(&mut self) -> std::io::Result<()> {
+        self.entry = None;
+        self.bytes.clear();
+        let mut header = [0; HEADER];
+        let first = self.file.read(&mut header)?;
+        if first == 0 {
+            return Ok(());
+        }
+        self.file.read_exact(&mut header[first..])?;
+        let [k0, k1, k2, k3, tag, v0, v1, v2, v3] = header;
+        let tag = Tag::from_byte(tag)
+            .ok_or_else(|| std::io::Error::new(std::io::ErrorKind::InvalidData, "unknown tag"))?;
+        let key_len = u32::from_le_bytes([k0, k1, k2, k3]) as usize;
+        let value_len = u32::from_le_bytes([v0, v1, v2, v3]) as usize;
+        self.bytes.resize(key_len + value_len, 0);
+        self.file.read_exact(&mut self.bytes)?;
+        self.entry = Some((tag, key_len));
+        Ok(())
+    }
 }
 
 pub(super) struct RunWriter {
@@ -150,16 +178,16 @@ impl RunWriter {
         }
     }
 
-    pub(super) fn append(&mut self, key: &[u8], tag: Tag, value: &[u8]) -> Result<(), SortError> {
-        self.append_parts(key, tag, value)
-            .map_err(|source| SortError::Run {
-                path: self.path.clone(),
-                action: "write",
-                source,
-            })
+    pub(super) fn append(&mut self, entry: EntryRef<'_>) -> Result<(), SortError> {
+        self.append_parts(entry).map_err(|source| SortError::Run {
+            path: self.path.clone(),
+            action: "write",
+            source,
+        })
     }
 
-    fn append_parts(&mut self, key: &[u8], tag: Tag, value: &[u8]) -> std::io::Result<()> {
+    fn append_parts(&mut self, entry: EntryRef<'_>) -> std::io::Result<()> {
+        let EntryRef { key, tag, value } = entry;
         self.file.write_all(&length(key)?)?;
         self.file.write_all(&[tag.to_byte()])?;
         self.file.write_all(&length(value)?)?;

@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use pitr_format::digest::RecordDigest;
+use pitr_format::digest::{RecordDigest, RecordHash};
 use pitr_format::key::{DATA_PREFIX, split_versioned};
 use pitr_format::{Cf, Class, EncodedRange};
 use pitr_proto::import_sstpb::{Range, SstMeta};
@@ -135,6 +135,17 @@ impl<'a> SstWriter<'a> {
 
     /// Appends a record; versioned keys (without `z`) must ascend.
     pub fn put(&mut self, versioned_key: &[u8], value: &[u8]) -> Result<(), SstError> {
+        let hash = RecordHash::of(self.file.cf, versioned_key, value);
+        self.put_hashed(versioned_key, value, hash)
+    }
+
+    /// [`SstWriter::put`] of a record whose hash the caller needs as well.
+    pub fn put_hashed(
+        &mut self,
+        versioned_key: &[u8],
+        value: &[u8],
+        hash: RecordHash,
+    ) -> Result<(), SstError> {
         self.data_key.truncate(1);
         self.data_key.extend_from_slice(versioned_key);
         self.builder.put(&self.data_key, value)?;
@@ -143,7 +154,7 @@ impl<'a> SstWriter<'a> {
         }
         self.file.entries += 1;
         self.file.raw_bytes += (versioned_key.len() + value.len()) as u64;
-        self.file.digest.add(self.file.cf, versioned_key, value);
+        self.file.digest.add_hash(hash);
         Ok(())
     }
 
