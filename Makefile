@@ -1,7 +1,7 @@
 # `make demo` runs the main job; `make test` is what CI runs. Both set up what is missing first.
 include scripts/env.mk
 
-.PHONY: setup build test lint demo playground soak bench fuzz
+.PHONY: sim setup build test lint demo playground soak bench fuzz
 
 setup:
 	@scripts/setup
@@ -42,3 +42,7 @@ bench: setup
 # Every decoder for FUZZ_SECONDS (20) each; installs the nightly compiler and cargo-fuzz if they are missing.
 fuzz: setup
 	@scripts/fuzz
+
+# One seed of the simulation with every step (`make sim SEED=7`); without SEED as many as SEEDS says.
+sim:
+	cargo run --locked -q -p pitr-sim -- $(if $(SEED),replay $(SEED) --trace,run --seeds $(or $(SEEDS),1000))

@@ -1,50 +1,48 @@
 //! A small world around the observer in which everything can go wrong on purpose.
 //!
-//! One thread, virtual time, one seed: the same seed twice gives the same bytes in the same
-//! objects. The observer's own parts run in it ([`pitr_observer::ShardCore`], `Flusher`,
-//! `Publisher`); only threads and clocks are replaced. The invariant that every scenario checks:
+//! One thread, virtual time, one seed: the same seed twice gives the same bytes. The product's own
+//! code runs in it (`Observer` with its shards, `Flusher`, `Publisher`, and the restore at the
+//! end); threads, clock, randomness, storage and PD are doubles whose every step the seed decides.
+//! Each call to storage or PD is a *pending call*: it may wait, fail before its effect, fail after
+//! it, or be cut off by a crash, so a fault is possible at every action.
 //!
-//! > restore at the largest `.ts` = the store at that ts
-//!
-//! - [`store`]: the store that is observed, and the model of what it holds at any ts;
-//! - [`archive`]: an own reader of the archive, which restores from bytes;
-//! - [`node`]: the observer of the store, from events to publication, as one value that can die;
-//! - [`world`]: the three together, step by step;
-//! - [`scenario`]: what is played.
+//! - [`store`]: the store that is observed: regions, transactions, versions;
+//! - [`source`]: its change stream, which may lag, break, and be refused;
+//! - [`env`], [`calls`], [`doubles`]: what the observer gets from outside;
+//! - [`node`]: the life of the observer, from start to crash;
+//! - [`oracle`]: what must hold at every meta and every publication, from the format's rules and
+//!   not from our code;
+//! - [`restored`]: the real restore, compared with the store;
+//! - [`world`], [`steps`]: all together, step by step;
+//! - [`bug`]: mistakes that can be planted to see that the oracle is awake.
 
-pub mod archive;
+pub mod bug;
+pub mod calls;
+pub mod doubles;
+pub mod env;
 pub mod node;
-pub mod pd;
-pub mod scenario;
+pub mod oracle;
+pub mod planted;
+pub mod restored;
+pub mod source;
+pub mod steps;
 pub mod store;
+pub mod trace;
 pub mod world;
+
+pub use bug::Bug;
+pub use world::{Outcome, play};
 
 /// Why a run stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum SimError {
-    /// The invariant does not hold.
-    #[error("at checkpoint {ts}: {what}")]
-    Violation {
-        /// The checkpoint that promises too much.
-        ts: u64,
-        /// What is wrong.
-        what: String,
-    },
-    /// Bytes of the archive cannot be read.
-    #[error("{object}: {reason}")]
-    Damaged {
-        /// The object.
-        object: String,
-        /// What is wrong.
-        reason: String,
-    },
-    /// The run did not get where it had to get.
-    #[error("stuck: {0}")]
+    /// An invariant does not hold.
+    #[error("broken invariant: {0}")]
+    Violation(String),
+    /// Faults have ceased, and the checkpoint does not come.
+    #[error("no progress: {0}")]
     Stuck(String),
-    /// The storage failed where no fault was planned.
-    #[error(transparent)]
-    Storage(#[from] pitr_storage::StorageError),
-    /// The observer gave up.
+    /// The observer gave up, or the simulation itself could not go on.
     #[error("the observer gave up: {0}")]
     Observer(String),
 }

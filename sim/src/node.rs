@@ -1,265 +1,245 @@
-//! The observer of one store as one value: queues, shards, flusher, publisher. Dropping it is a
-//! crash; what survives is in the storage and in PD.
+//! The life of the observer: start from the durable truth, flush, publish, until it dies. The
+//! sidecar's session in small, over the same parts.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::future::poll_fn;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
-use bytes::Bytes;
-use pitr_budget::MemoryBudget;
-use pitr_env::Random;
-use pitr_format::object_name::checkpoint_path;
-use pitr_format::{EncodedRange, Ts, checkpoint_ts};
+use parking_lot::Mutex;
+use pitr_format::{Class, EncodedRange, Ts};
 use pitr_observer::{
-    Env, FlushSchedule, Flusher, FlusherConfig, Generation, Metrics, ProgressSink, Publisher,
-    PublisherConfig, ShardCore, SourceEvent, SubId, TaskRanges,
+    Env, FlushSchedule, Flusher, FlusherConfig, Generation, Observer, ObserverConfig,
+    ObserverHandle, Publisher, PublisherConfig, RangeProgress, SharedFrontier,
 };
-use pitr_storage::SharedStorage;
-use uuid::Uuid;
 
 use crate::SimError;
-use crate::pd::SimPd;
+use crate::bug::Bug;
+use crate::doubles::{SimPd, SimStorage};
+use crate::planted::Planted;
 
 /// The only store of the world.
 pub const STORE: u64 = 1;
-const SHARDS: usize = 3;
-const FLUSH_INTERVAL: Duration = Duration::from_secs(5);
+/// A step that failed is tried again after this time.
+const AGAIN: Duration = Duration::from_secs(1);
 
-/// Which checkpoint is published after a flush.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rule {
-    /// What the flushed generation proves: the product.
-    Proof,
-    /// What is resolved when the flush ends: the known mistake, planted to see that the invariant
-    /// catches it.
-    Now,
-}
-
-/// What a node needs to start.
-pub struct Start {
-    /// The archive, faults included.
-    pub storage: SharedStorage,
+/// What a node is given.
+pub struct Setup {
+    /// Its environment.
+    pub env: Env,
+    /// The archive.
+    pub storage: Arc<SimStorage>,
     /// PD.
     pub pd: Arc<SimPd>,
-    /// Metrics of the world.
-    pub metrics: Metrics,
+    /// Sizes.
+    pub observer: ObserverConfig,
+    /// Sizes.
+    pub flusher: FlusherConfig,
+    /// Time between flushes.
+    pub interval: Duration,
     /// Start ts of the task.
     pub start_ts: Ts,
-    /// Makes object names unique and repeatable: seed and number of the start.
-    pub names: (u64, u32),
-    /// The publication rule.
-    pub rule: Rule,
-    /// Virtual time.
-    pub now: Duration,
+    /// Its key ranges.
+    pub ranges: Vec<EncodedRange>,
+    /// The planted mistake.
+    pub bug: Option<Bug>,
+    /// What others see of the node.
+    pub board: Arc<Mutex<Board>>,
 }
 
-/// Names of objects from the seed, the life and a count.
-struct Names {
-    seed: u64,
-    next: AtomicU64,
+/// What the world sees of a node.
+#[derive(Default)]
+pub struct Board {
+    /// Once it runs: where events go, and where subscriptions begin.
+    pub running: Option<(ObserverHandle, SharedFrontier)>,
+    /// What the source told so far: only planted mistakes look at it.
+    pub told: Vec<RangeProgress>,
+    /// Generations made durable.
+    pub flushes: u64,
+    /// Flushes that failed.
+    pub failed_flushes: u64,
 }
 
-impl Names {
-    fn of((seed, life): (u64, u32)) -> Self {
-        Names {
-            seed,
-            next: AtomicU64::new(u64::from(life) << 32),
-        }
-    }
-}
-
-impl Random for Names {
-    fn uuid(&self) -> Uuid {
-        Uuid::from_u64_pair(self.seed, self.next.fetch_add(1, Ordering::Relaxed))
-    }
-}
-
-/// A running observer.
-pub struct Node {
-    cores: Vec<ShardCore>,
-    queues: Vec<VecDeque<SourceEvent>>,
+struct Node {
+    setup: Setup,
+    observer: ObserverHandle,
     flusher: Flusher,
     publisher: Publisher,
-    /// When to flush.
-    pub schedule: FlushSchedule,
-    pending: Option<Generation>,
-    generations: u64,
-    /// Newest resolved ts that reached a shard, per running subscription.
-    resolved: BTreeMap<SubId, Ts>,
-    start: Start,
+    planted: Option<Planted>,
+    generation: Option<Generation>,
+    publish_again: Option<Duration>,
+}
+
+/// Lives until something cannot be mended by trying again. Dropping it is a crash.
+pub async fn live(setup: Setup) -> SimError {
+    let mut node = loop {
+        match Node::start(&setup).await {
+            Some(parts) => break parts.into_node(setup),
+            None => sleep(&setup.env, AGAIN).await,
+        }
+    };
+    let env = node.setup.env.clone();
+    let mut schedule = FlushSchedule::new(node.setup.interval, 20_000, env.clock.now());
+    loop {
+        let now = env.clock.now();
+        if schedule.due(now, node.observer.buffered_bytes()).is_some() {
+            schedule.started(now);
+            match node.flush().await {
+                Ok(true) => schedule.succeeded(),
+                Ok(false) => {
+                    node.setup.board.lock().failed_flushes += 1;
+                    schedule.failed(env.clock.now());
+                }
+                Err(error) => return error,
+            }
+        }
+        if node.publish_again.is_some_and(|at| at <= env.clock.now()) {
+            node.publish().await;
+        }
+        pause().await;
+    }
+}
+
+struct Parts {
+    observer: ObserverHandle,
+    flusher: Flusher,
+    publisher: Publisher,
+    planted: Option<Planted>,
+}
+
+impl Parts {
+    fn into_node(self, setup: Setup) -> Node {
+        Node {
+            setup,
+            observer: self.observer,
+            flusher: self.flusher,
+            publisher: self.publisher,
+            planted: self.planted,
+            generation: None,
+            publish_again: None,
+        }
+    }
 }
 
 impl Node {
-    /// Starts at the durable truth.
-    pub async fn start(start: Start) -> Result<Self, SimError> {
-        let ranges = Arc::new(TaskRanges::new([EncodedRange::ALL]));
-        let env = Env {
-            random: Arc::new(Names::of(start.names)),
-            ..Env::system(start.metrics.clone(), MemoryBudget::new(1 << 30))
-        };
-        let core = |_| ShardCore::new(Arc::clone(&ranges), 2000, env.clone());
-        let config = FlusherConfig {
-            merge_limit: 3000,
-            concurrency: 2,
-            ..FlusherConfig::new(STORE)
-        };
-        let flusher = Flusher::open(Arc::clone(&start.storage), config, &env)
-            .await
-            .map_err(|error| SimError::Observer(error.to_string()))?;
+    async fn start(setup: &Setup) -> Option<Parts> {
+        let global = setup.pd.load_global().await?;
+        let storage = setup.storage.clone();
+        let opened = Flusher::open(storage.clone(), setup.flusher.clone(), &setup.env).await;
+        let flusher = opened.ok()?;
         let config = PublisherConfig {
-            task: "sim".into(),
+            task: "sim".to_owned(),
             store_id: STORE,
-            ranges: ranges.as_slice().to_vec(),
-            start_ts: start.start_ts,
-            global_checkpoint: start.pd.global(),
+            ranges: setup.ranges.clone(),
+            start_ts: setup.start_ts,
+            global_checkpoint: global,
         };
-        let sink: Arc<dyn ProgressSink> = Arc::clone(&start.pd) as _;
-        let storage = Arc::clone(&start.storage);
-        let publisher = Publisher::open(config, storage, sink, &env)
-            .await
-            .map_err(|error| SimError::Observer(error.to_string()))?;
-        Ok(Node {
-            cores: (0..SHARDS).map(core).collect(),
-            queues: (0..SHARDS).map(|_| VecDeque::new()).collect(),
+        let pd = setup.pd.clone();
+        let opened = Publisher::open(config, storage, pd, &setup.env).await;
+        let publisher = opened.ok()?;
+        let ranges = setup.ranges.clone();
+        let observer = Observer::start(setup.observer.clone(), setup.env.clone(), ranges).ok()?;
+        let planted = setup.bug.map(|bug| {
+            let start = global.unwrap_or(setup.start_ts);
+            let doubles = (setup.storage.clone(), setup.pd.clone());
+            Planted::new(bug, start, setup.ranges.clone(), doubles, STORE)
+        });
+        setup.board.lock().running = Some((observer.clone(), publisher.frontier()));
+        Some(Parts {
+            observer,
             flusher,
             publisher,
-            schedule: FlushSchedule::new(FLUSH_INTERVAL, 1 << 20, start.now),
-            pending: None,
-            generations: 0,
-            resolved: BTreeMap::new(),
-            start,
+            planted,
         })
     }
 
-    /// Where a subscription of `range` begins.
-    pub fn frontier(&self, range: &EncodedRange) -> Ts {
-        self.publisher.frontier().min_over(range)
-    }
-
-    /// Queues events; they reach their shards in order, but shards do not wait for each other.
-    pub fn enqueue(&mut self, events: impl IntoIterator<Item = SourceEvent>) {
-        for event in events {
-            let shard = pitr_observer::router::shard_of(event.sub(), SHARDS);
-            self.queues[shard].push_back(event);
-        }
-    }
-
-    /// Drops what is queued of a subscription, as a broken connection does.
-    pub fn lose_queued(&mut self, sub: SubId) {
-        for queue in &mut self.queues {
-            queue.retain(|event| event.sub() != sub);
-        }
-    }
-
-    /// Applies up to `events` queued events of one shard.
-    pub fn work(&mut self, shard: usize, events: usize) {
-        let shard = shard % SHARDS;
-        for _ in 0..events {
-            let Some(event) = self.queues[shard].pop_front() else {
-                return;
-            };
-            match &event {
-                SourceEvent::Started {
-                    sub, checkpoint_ts, ..
-                } => {
-                    self.resolved.insert(*sub, *checkpoint_ts);
-                }
-                SourceEvent::Resolved { sub, ts } => {
-                    self.resolved
-                        .entry(*sub)
-                        .and_modify(|last| *last = (*last).max(*ts));
-                }
-                SourceEvent::Ended { sub } => {
-                    self.resolved.remove(sub);
-                }
-                SourceEvent::Batch { .. } => {}
-            }
-            self.cores[shard].apply(event);
-        }
-    }
-
-    /// Applies everything queued.
-    pub fn work_all(&mut self) {
-        for shard in 0..SHARDS {
-            self.work(shard, usize::MAX);
-        }
-    }
-
-    /// Objects that a crash now may leave behind at most.
-    pub fn possible_orphans(&self) -> usize {
-        self.pending
-            .as_ref()
-            .map_or(0, |generation| generation.slices().len())
-    }
-
-    /// Whether a generation waits for its flush.
-    pub fn has_pending(&self) -> bool {
-        self.pending.is_some()
-    }
-
-    /// One attempt to flush: the pending generation, else a new one. True if it succeeded. Rows
-    /// of the world are never lost by an error here; only other errors than the storage's end it.
-    pub async fn flush(&mut self, flush_ts: Ts, now: Duration) -> Result<bool, SimError> {
-        let mut generation = match self.pending.take() {
-            Some(generation) => generation,
-            None => {
-                self.generations += 1;
-                let seals = self.cores.iter_mut().map(ShardCore::seal).collect();
-                Generation::assemble(self.generations, seals, 1)
-                    .map_err(|error| SimError::Observer(error.to_string()))?
-            }
+    /// One attempt to make the kept generation durable, or a new one; whether it succeeded.
+    async fn flush(&mut self) -> Result<bool, SimError> {
+        let repeated = self.generation.is_some();
+        let mut generation = match self.generation.take() {
+            Some(kept) => kept,
+            None => self.observer.seal().await.map_err(gave_up)?,
         };
-        self.schedule.started(now);
-        match self.flusher.flush(&mut generation, flush_ts).await {
-            Ok(proof) => {
-                let absorbed = self.publisher.absorb(&proof);
-                self.schedule.succeeded();
-                if absorbed.gaps > 0 {
-                    return Err(SimError::Observer(format!("{} gaps", absorbed.gaps)));
-                }
-                if self.start.rule == Rule::Now {
-                    self.publish_now().await;
-                }
-                Ok(true)
-            }
-            Err(error) if error.class() == pitr_format::Class::Retry => {
-                self.schedule.failed(now);
-                self.pending = Some(generation);
-                Ok(false)
-            }
-            Err(error) => Err(SimError::Observer(error.to_string())),
+        if self.setup.bug == Some(Bug::PublishBeforeUpload) {
+            self.publish_planted(generation.progress()).await;
         }
-    }
-
-    /// One attempt to publish what is proven; failures are repeated by the next call.
-    pub async fn publish(&mut self) {
-        if let Ok(published) = self.publisher.publish().await
-            && let Some(global) = published.global
-        {
-            self.flusher.set_global_checkpoint(global);
-        }
-    }
-
-    /// The checkpoint that is proven.
-    pub fn checkpoint(&self) -> Ts {
-        self.publisher.checkpoint()
-    }
-
-    /// The planted mistake: publishes what is resolved now.
-    async fn publish_now(&mut self) {
-        let Some(now) = self.resolved.values().min() else {
-            return;
+        let Some(flush_ts) = self.setup.pd.tso().await else {
+            self.generation = Some(generation);
+            return Ok(false);
         };
-        if let Ok(ts) = self.start.pd.raise_global(*now).await {
-            let bytes = Bytes::copy_from_slice(&checkpoint_ts::encode(ts));
-            let put = self
-                .start
-                .storage
-                .put(&checkpoint_path(STORE), bytes.into())
-                .await;
-            // A failed write only makes the mistake later.
-            drop(put);
+        let proof = match self.flusher.flush(&mut generation, flush_ts).await {
+            Ok(proof) => proof,
+            Err(error) if error.class() == Class::Retry => {
+                self.generation = Some(generation);
+                return Ok(false);
+            }
+            Err(error) => return Err(gave_up(error)),
+        };
+        self.setup.board.lock().flushes += 1;
+        if let Some(fault) = generation.faults().first() {
+            return Err(SimError::Observer(fault.reason.clone()));
+        }
+        let absorbed = self.publisher.absorb(&proof);
+        if absorbed.gaps > 0 && self.setup.bug.is_none() {
+            return Err(SimError::Observer(format!("{} gaps", absorbed.gaps)));
+        }
+        match self.setup.bug {
+            Some(Bug::ProgressFromNow) => self.publish_planted(&self.told()).await,
+            Some(Bug::RetryWithFreshProgress) if repeated => {
+                self.publish_planted(&self.told()).await;
+            }
+            Some(Bug::RegionIgnored | Bug::ObjectBeforeGlobal | Bug::ScanFromResolved) => {
+                self.publish_planted(proof.progress()).await;
+            }
+            _ => self.publish().await,
+        }
+        Ok(true)
+    }
+
+    fn told(&self) -> Vec<RangeProgress> {
+        self.setup.board.lock().told.clone()
+    }
+
+    async fn publish_planted(&mut self, claims: &[RangeProgress]) {
+        if let Some(planted) = &mut self.planted {
+            planted.believe(claims);
+            planted.publish().await;
         }
     }
+
+    async fn publish(&mut self) {
+        match self.publisher.publish().await {
+            Ok(published) => {
+                self.publish_again = None;
+                if let Some(global) = published.global {
+                    self.flusher.set_global_checkpoint(global);
+                }
+            }
+            Err(_) => self.publish_again = Some(self.setup.env.clock.now() + AGAIN),
+        }
+    }
+}
+
+fn gave_up(error: impl ToString) -> SimError {
+    SimError::Observer(error.to_string())
+}
+
+async fn sleep(env: &Env, time: Duration) {
+    let until = env.clock.now() + time;
+    while env.clock.now() < until {
+        pause().await;
+    }
+}
+
+/// Lets the world take one step.
+async fn pause() {
+    let mut paused = false;
+    poll_fn(|_| {
+        if std::mem::replace(&mut paused, true) {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
+    })
+    .await;
 }

@@ -1,58 +1,77 @@
-//! The observed store: regions, transactions, their change events, and every version ever written.
-//!
-//! The events keep the promises of [`pitr_observer::source`]: scan before the first resolved ts,
-//! and no resolved ts at or above the start ts of a transaction that may still commit.
+//! The observed store: regions, transactions, and every version ever written.
 
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use pitr_format::write_cf::WriteRecord;
+use pitr_format::write_cf::{WriteRecord, WriteType};
 use pitr_format::{Cf, EncodedKey, EncodedRange, KvRecord, OpKind, Ts};
-use pitr_observer::{RegionMeta, SourceEvent, SubId};
-
-/// What a user sees at a ts: key → value.
-pub type Image = BTreeMap<Vec<u8>, Bytes>;
+use pitr_observer::{RegionMeta, SubId};
 
 /// Values above this size stand in the default column family.
 const SHORT_VALUE_MAX: usize = 255;
 
-struct Version {
-    start_ts: Ts,
-    /// `None` is a delete.
-    value: Option<Bytes>,
+/// One committed write; without a value it is a delete.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Version {
+    /// Start ts of its transaction.
+    pub start_ts: Ts,
+    /// What was written.
+    pub value: Option<Bytes>,
 }
 
 /// A region, and the subscription that observes it.
-struct Region {
-    meta: RegionMeta,
-    sub: Option<SubId>,
+pub struct Region {
+    /// Epoch and bounds.
+    pub meta: RegionMeta,
+    /// Its subscription.
+    pub sub: Option<SubId>,
+    /// Whether this store leads it.
+    pub here: bool,
 }
 
-/// A transaction between prewrite and commit.
-struct Transaction {
+/// A transaction that holds locks.
+struct Txn {
     start_ts: Ts,
-    writes: BTreeMap<Vec<u8>, Option<Bytes>>,
+    /// A ts that was drawn while it wrote its locks: the commit ts of an async commit.
+    prewritten: Ts,
+    locked: BTreeMap<Vec<u8>, Option<Bytes>>,
+    commit_ts: Option<Ts>,
+}
+
+/// Rows of one key, as they are changed together.
+pub struct Change {
+    /// The user key.
+    pub key: Vec<u8>,
+    /// Its records.
+    pub rows: Vec<KvRecord>,
+}
+
+/// A version that will exist at its ts, whatever happens.
+pub struct Decided {
+    /// The user key.
+    pub key: Vec<u8>,
+    /// Commit ts.
+    pub commit_ts: Ts,
+    /// The version.
+    pub version: Version,
 }
 
 /// The store.
 pub struct Store {
-    regions: Vec<Region>,
+    /// In key order; they cover everything.
+    pub regions: Vec<Region>,
     versions: BTreeMap<Vec<u8>, BTreeMap<Ts, Version>>,
-    open: Vec<Transaction>,
-    next_sub: SubId,
+    begun: Vec<Ts>,
+    open: Vec<Txn>,
     next_region: u64,
-}
-
-impl Default for Store {
-    fn default() -> Self {
-        Self::new()
-    }
+    /// Long values are told with the lock (hooks in an engine), not with the commit (CDC).
+    early_values: bool,
 }
 
 impl Store {
     /// One region over everything, no data.
-    pub fn new() -> Self {
-        let whole = RegionMeta {
+    pub fn new(early_values: bool) -> Self {
+        let meta = RegionMeta {
             id: 1,
             conf_ver: 1,
             version: 1,
@@ -60,174 +79,230 @@ impl Store {
         };
         Store {
             regions: vec![Region {
-                meta: whole,
+                meta,
                 sub: None,
+                here: true,
             }],
             versions: BTreeMap::new(),
+            begun: Vec::new(),
             open: Vec::new(),
-            next_sub: 1,
             next_region: 2,
+            early_values,
         }
     }
 
-    /// Begins a transaction; keys that another one holds are left out.
-    pub fn prewrite(&mut self, start_ts: Ts, mut writes: BTreeMap<Vec<u8>, Option<Bytes>>) {
-        writes.retain(|key, _| !self.open.iter().any(|txn| txn.writes.contains_key(key)));
-        if !writes.is_empty() {
-            self.open.push(Transaction { start_ts, writes });
-        }
+    /// A transaction draws its start ts and does nothing yet.
+    pub fn begin(&mut self, start_ts: Ts) {
+        self.begun.push(start_ts);
     }
 
-    /// Transactions that may still commit.
-    pub fn open_transactions(&self) -> usize {
+    /// Transactions that hold locks.
+    pub fn open(&self) -> usize {
         self.open.len()
     }
 
-    /// Commits open transaction `index`; its rows go to the subscriptions of their regions.
-    pub fn commit(&mut self, index: usize, commit_ts: Ts) -> Vec<SourceEvent> {
-        let Transaction { start_ts, writes } = self.open.remove(index);
-        let mut events = Vec::new();
-        for (key, value) in writes {
-            let version = Version { start_ts, value };
-            let rows = rows_of(&key, commit_ts, &version);
-            if let Some(sub) = self.region_of(&key).sub {
-                events.push(SourceEvent::Batch { sub, records: rows });
-            }
-            self.versions
-                .entry(key)
-                .or_default()
-                .insert(commit_ts, version);
-        }
-        events
-    }
-
-    /// Undoes open transaction `index`.
-    pub fn roll_back(&mut self, index: usize) {
-        self.open.remove(index);
-    }
-
-    /// The resolved ts of every observed region, `now` being a fresh timestamp.
-    pub fn resolve(&self, now: Ts) -> Vec<SourceEvent> {
-        let resolved = |region: &Region| {
-            let holds = |txn: &&Transaction| {
-                let mut keys = txn.writes.keys();
-                keys.any(|key| {
-                    region
-                        .meta
-                        .range
-                        .contains(EncodedKey::encode(key).as_bytes())
-                })
-            };
-            let held = self.open.iter().filter(holds).map(|txn| txn.start_ts);
-            Some(SourceEvent::Resolved {
-                sub: region.sub?,
-                ts: held.min().unwrap_or(now).min(now),
-            })
-        };
-        self.regions.iter().filter_map(resolved).collect()
-    }
-
-    /// Number of regions.
-    pub fn regions(&self) -> usize {
-        self.regions.len()
-    }
-
-    /// Splits the region of `key` there, if `key` is inside; its subscription ends.
-    pub fn split(&mut self, key: &[u8]) -> Vec<SourceEvent> {
-        let at = EncodedKey::encode(key).into_bytes();
-        let Some(index) = self
-            .regions
-            .iter()
-            .position(|r| r.meta.range.start < at && r.meta.range.contains(&at))
-        else {
+    /// The oldest transaction that has begun writes its locks. Keys that another one holds or that
+    /// changed since are left out, as conflicts.
+    pub fn prewrite(
+        &mut self,
+        now: Ts,
+        mut writes: BTreeMap<Vec<u8>, Option<Bytes>>,
+    ) -> Vec<Change> {
+        let start_ts = if self.begun.is_empty() {
             return Vec::new();
+        } else {
+            self.begun.remove(0)
         };
-        let ended = self.unsubscribe(index);
-        let left = &mut self.regions[index].meta;
-        left.version += 1;
-        let mut right = left.clone();
-        left.range.end = at.clone();
-        right.range.start = at;
-        right.id = self.next_region;
+        writes.retain(|key, _| {
+            let newest = self.versions.get(key).and_then(|v| v.last_key_value());
+            let locked = self.open.iter().any(|txn| txn.locked.contains_key(key));
+            !locked && newest.is_none_or(|(ts, _)| *ts < start_ts)
+        });
+        let changes = match self.early_values {
+            true => early_values(start_ts, &writes),
+            false => Vec::new(),
+        };
+        if !writes.is_empty() {
+            self.open.push(Txn {
+                start_ts,
+                prewritten: now,
+                locked: writes,
+                commit_ts: None,
+            });
+        }
+        changes
+    }
+
+    /// Commits up to `keys` keys of an open transaction. With the first one its commit is decided
+    /// for all: then the versions of all its keys are in the first list.
+    pub fn commit(
+        &mut self,
+        index: usize,
+        now: Ts,
+        asynchronous: bool,
+        keys: usize,
+    ) -> (Vec<Decided>, Vec<Change>) {
+        let txn = &mut self.open[index];
+        let start_ts = txn.start_ts;
+        let mut decided = Vec::new();
+        let commit_ts = match txn.commit_ts {
+            Some(ts) => ts,
+            None => {
+                let ts = if asynchronous { txn.prewritten } else { now };
+                txn.commit_ts = Some(ts);
+                decided.extend(txn.locked.iter().map(|(key, value)| Decided {
+                    key: key.clone(),
+                    commit_ts: ts,
+                    version: Version {
+                        start_ts,
+                        value: value.clone(),
+                    },
+                }));
+                ts
+            }
+        };
+        let mut changes = Vec::new();
+        for _ in 0..keys {
+            let Some((key, value)) = txn.locked.pop_first() else {
+                break;
+            };
+            let version = Version { start_ts, value };
+            let rows = rows_of(&key, commit_ts, &version, !self.early_values);
+            let versions = self.versions.entry(key.clone()).or_default();
+            versions.insert(commit_ts, version);
+            changes.push(Change { key, rows });
+        }
+        if txn.locked.is_empty() {
+            self.open.remove(index);
+        }
+        (decided, changes)
+    }
+
+    /// Undoes an open transaction that is not decided.
+    pub fn roll_back(&mut self, index: usize) -> Vec<Change> {
+        if self.open[index].commit_ts.is_some() {
+            return Vec::new();
+        }
+        let txn = self.open.remove(index);
+        if !self.early_values {
+            return Vec::new();
+        }
+        let undo = |(key, value): (Vec<u8>, Option<Bytes>)| {
+            let encoded = EncodedKey::encode(&key).at(txn.start_ts).into_bytes();
+            let mark = WriteRecord {
+                kind: WriteType::Rollback,
+                ..WriteRecord::put(txn.start_ts, None)
+            };
+            let row = |cf, op, value| KvRecord {
+                cf,
+                op,
+                key: encoded.clone(),
+                value,
+            };
+            let long = value.is_some_and(|value| value.len() > SHORT_VALUE_MAX);
+            let removed = long.then(|| row(Cf::Default, OpKind::Delete, Bytes::new()));
+            let mark = row(Cf::Write, OpKind::Put, mark.to_bytes());
+            let rows = removed.into_iter().chain([mark]).collect();
+            Change { key, rows }
+        };
+        txn.locked.into_iter().map(undo).collect()
+    }
+
+    /// The resolved ts of a region, `now` being a fresh timestamp.
+    pub fn resolved(&self, range: &EncodedRange, now: Ts) -> Ts {
+        let holds = |txn: &&Txn| txn.locked.keys().any(|key| contains(range, key));
+        let held = self.open.iter().filter(holds).map(|txn| txn.start_ts);
+        held.min().unwrap_or(now).min(now)
+    }
+
+    /// What a scan of `range` finds above `from`: committed versions, newest first, and the values
+    /// of locks.
+    pub fn scan(&self, range: &EncodedRange, from: Ts) -> Vec<Vec<KvRecord>> {
+        let mut found = Vec::new();
+        for (key, versions) in &self.versions {
+            if contains(range, key) {
+                let newer = versions.range(from.next()..).rev();
+                found.extend(newer.map(|(ts, version)| rows_of(key, *ts, version, true)));
+            }
+        }
+        if self.early_values {
+            for txn in &self.open {
+                let changes = early_values(txn.start_ts, &txn.locked).into_iter();
+                let inside = changes.filter(|change| contains(range, &change.key));
+                found.extend(inside.map(|change| change.rows));
+            }
+        }
+        found
+    }
+
+    /// The subscription that sees changes of `key`.
+    pub fn sub_of(&self, key: &[u8]) -> Option<SubId> {
+        let of = |region: &&Region| contains(&region.meta.range, key);
+        self.regions.iter().find(of)?.sub
+    }
+
+    /// Splits the region of `key` there; the subscription that ended.
+    pub fn split(&mut self, key: &[u8]) -> Option<SubId> {
+        let at = EncodedKey::encode(key).into_bytes();
+        let inside = |r: &Region| r.meta.range.start < at && r.meta.range.contains(&at);
+        let index = self.regions.iter().position(inside)?;
+        let left = &mut self.regions[index];
+        let ended = left.sub.take();
+        left.meta.version += 1;
+        let mut meta = left.meta.clone();
+        left.meta.range.end = at.clone();
+        meta.range.start = at;
+        meta.id = self.next_region;
         self.next_region += 1;
+        let here = left.here;
         let right = Region {
-            meta: right,
+            meta,
             sub: None,
+            here,
         };
         self.regions.insert(index + 1, right);
-        ended.into_iter().collect()
+        ended
     }
 
-    /// Ends the subscription of region `index`, if it has one.
-    pub fn unsubscribe(&mut self, index: usize) -> Option<SourceEvent> {
-        let sub = self.regions[index].sub.take()?;
-        Some(SourceEvent::Ended { sub })
-    }
-
-    /// The observer died: nobody observes anything.
-    pub fn forget_subscriptions(&mut self) {
-        for region in &mut self.regions {
-            region.sub = None;
+    /// Merges a region into its left neighbour; the subscriptions that ended.
+    pub fn merge(&mut self, index: usize) -> Vec<SubId> {
+        if index == 0 || index >= self.regions.len() {
+            return Vec::new();
         }
-    }
-
-    /// Subscribes every region that is not observed, from what `frontier` says of its range: the
-    /// start, then all newer versions, newest first.
-    pub fn subscribe_missing(
-        &mut self,
-        frontier: impl Fn(&EncodedRange) -> Ts,
-    ) -> Vec<SourceEvent> {
-        let mut events = Vec::new();
-        for region in self.regions.iter_mut().filter(|r| r.sub.is_none()) {
-            let checkpoint_ts = frontier(&region.meta.range);
-            let sub = self.next_sub;
-            self.next_sub += 1;
-            region.sub = Some(sub);
-            events.push(SourceEvent::Started {
-                sub,
-                region: region.meta.clone(),
-                checkpoint_ts,
-            });
-            for (key, versions) in &self.versions {
-                if !region
-                    .meta
-                    .range
-                    .contains(EncodedKey::encode(key).as_bytes())
-                {
-                    continue;
-                }
-                let newer = versions.range(checkpoint_ts.next()..).rev();
-                for (commit_ts, version) in newer {
-                    let records = rows_of(key, *commit_ts, version);
-                    events.push(SourceEvent::Batch { sub, records });
-                }
-            }
-        }
-        events
-    }
-
-    /// What a user reads at `ts`: the model that a restore must equal.
-    pub fn image_at(&self, ts: Ts) -> Image {
-        let visible = |(key, versions): (&Vec<u8>, &BTreeMap<Ts, Version>)| {
-            let newest = versions.range(..=ts).next_back()?.1;
-            Some((key.clone(), newest.value.clone()?))
-        };
-        self.versions.iter().filter_map(visible).collect()
-    }
-
-    fn region_of(&self, key: &[u8]) -> &Region {
-        let at = EncodedKey::encode(key);
-        let found = self
-            .regions
-            .iter()
-            .find(|r| r.meta.range.contains(at.as_bytes()));
-        // The regions cover every key: they come from splits of one over everything.
-        found.unwrap_or(&self.regions[0])
+        let right = self.regions.remove(index);
+        let left = &mut self.regions[index - 1];
+        let ended = [left.sub.take(), right.sub];
+        left.meta.version = left.meta.version.max(right.meta.version) + 1;
+        left.meta.range.end = right.meta.range.end;
+        left.here &= right.here;
+        ended.into_iter().flatten().collect()
     }
 }
 
-/// The log records of one version.
-fn rows_of(key: &[u8], commit_ts: Ts, version: &Version) -> Vec<KvRecord> {
+/// Whether the user key lies in the encoded range.
+pub fn contains(range: &EncodedRange, key: &[u8]) -> bool {
+    range.contains(EncodedKey::encode(key).as_bytes())
+}
+
+fn early_values(start_ts: Ts, writes: &BTreeMap<Vec<u8>, Option<Bytes>>) -> Vec<Change> {
+    let long = writes.iter().filter_map(|(key, value)| {
+        let value = value.as_ref().filter(|v| v.len() > SHORT_VALUE_MAX)?;
+        let row = KvRecord {
+            cf: Cf::Default,
+            op: OpKind::Put,
+            key: EncodedKey::encode(key).at(start_ts).into_bytes(),
+            value: value.clone(),
+        };
+        Some(Change {
+            key: key.clone(),
+            rows: vec![row],
+        })
+    });
+    long.collect()
+}
+
+/// The log records of one version, the value of the default column family only if asked for.
+pub fn rows_of(key: &[u8], commit_ts: Ts, version: &Version, with_value: bool) -> Vec<KvRecord> {
     let encoded = EncodedKey::encode(key);
     let put = |cf, ts, value| KvRecord {
         cf,
@@ -244,6 +319,7 @@ fn rows_of(key: &[u8], commit_ts: Ts, version: &Version) -> Vec<KvRecord> {
         Some(value) => (WriteRecord::put(start_ts, None), Some(value.clone())),
     };
     let default = long.map(|value| put(Cf::Default, start_ts, value));
+    let default = default.filter(|_| with_value);
     let write = put(Cf::Write, commit_ts, write.to_bytes());
     default.into_iter().chain([write]).collect()
 }
@@ -252,37 +328,51 @@ fn rows_of(key: &[u8], commit_ts: Ts, version: &Version) -> Vec<KvRecord> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn an_open_transaction_holds_the_resolved_ts_of_its_region_only() {
-        let mut store = Store::new();
-        store.split(b"m");
-        store.subscribe_missing(|_| Ts::new(1));
-        store.prewrite(Ts::new(50), [(b"a".to_vec(), None)].into());
-        let resolved: Vec<_> = store
-            .resolve(Ts::new(90))
-            .iter()
-            .map(|event| match event {
-                SourceEvent::Resolved { ts, .. } => ts.get(),
-                other => panic!("{other:?}"),
-            })
-            .collect();
-        assert_eq!(resolved, [50, 90]);
+    fn writes(key: &[u8]) -> BTreeMap<Vec<u8>, Option<Bytes>> {
+        [(key.to_vec(), Some(Bytes::from(vec![1; 300])))].into()
     }
 
     #[test]
-    fn the_image_holds_the_newest_version_that_is_no_delete() {
-        let mut store = Store::new();
-        for (ts, value) in [
-            (10, Some(Bytes::from("old"))),
-            (20, Some("new".into())),
-            (30, None),
-        ] {
-            store.prewrite(Ts::new(ts), [(b"k".to_vec(), value)].into());
-            store.commit(0, Ts::new(ts + 5));
+    fn an_open_transaction_holds_the_resolved_ts_of_its_region_only() {
+        let mut store = Store::new(false);
+        store.split(b"m");
+        store.begin(Ts::new(50));
+        store.prewrite(Ts::new(60), writes(b"a"));
+        let of = |store: &Store, index: usize| {
+            let range = &store.regions[index].meta.range;
+            store.resolved(range, Ts::new(90)).get()
+        };
+        assert_eq!((of(&store, 0), of(&store, 1)), (50, 90));
+        let (decided, changes) = store.commit(0, Ts::new(70), false, 1);
+        assert_eq!((decided.len(), changes.len()), (1, 1));
+        assert_eq!(of(&store, 0), 90);
+    }
+
+    #[test]
+    fn a_scan_finds_what_is_newer_and_the_values_of_locks_where_they_are_told_early() {
+        for (early, rows) in [(false, 2), (true, 3)] {
+            let mut store = Store::new(early);
+            for (start, key) in [(10, b"a"), (20, b"b"), (30, b"c")] {
+                store.begin(Ts::new(start));
+                store.prewrite(Ts::new(start + 1), writes(key));
+                if start < 30 {
+                    store.commit(0, Ts::new(start + 5), false, 1);
+                }
+            }
+            let found = store.scan(&EncodedRange::ALL, Ts::new(15));
+            assert_eq!(found.concat().len(), rows);
         }
-        assert!(store.image_at(Ts::new(14)).is_empty());
-        assert_eq!(store.image_at(Ts::new(24))[&b"k"[..]], "old");
-        assert_eq!(store.image_at(Ts::new(25))[&b"k"[..]], "new");
-        assert!(store.image_at(Ts::new(35)).is_empty());
+    }
+
+    #[test]
+    fn a_merge_takes_the_larger_version_and_the_bounds_of_both() {
+        let mut store = Store::new(false);
+        store.split(b"g");
+        store.split(b"m");
+        store.merge(1);
+        assert_eq!(store.regions.len(), 2);
+        assert_eq!(store.regions[0].meta.version, 4);
+        assert_eq!(store.regions[1].meta.range.end, "");
+        assert!(store.merge(0).is_empty());
     }
 }

@@ -1,318 +1,285 @@
-//! Store, observer, PD and archive together, moved step by step from outside.
+//! Store, stream, observer, PD and archive together; the seed decides every step.
 
-use std::collections::BTreeMap;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
-use pitr_format::Ts;
-use pitr_observer::{Metrics, SourceEvent};
-use pitr_storage::fault::{FaultPlan, FaultyStorage};
-use pitr_storage::{SharedStorage, open_url};
+use parking_lot::Mutex;
+use pitr_budget::MemoryBudget;
+use pitr_format::backup_meta::{self, LogBackupMeta};
+use pitr_format::{EncodedKey, EncodedRange, Ts, object_name};
+use pitr_observer::{Env, FlusherConfig, FrontierMap, Metrics, ObserverConfig};
 use prometheus::Registry;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 
 use crate::SimError;
-use crate::archive::Archive;
-use crate::node::{Node, Rule, Start};
-use crate::pd::SimPd;
+use crate::bug::Bug;
+use crate::calls::Calls;
+use crate::doubles::{SimPd, SimStorage};
+use crate::env::{EPOCH_MS, SimClock, SimRandom, SimSpawner};
+use crate::node::{self, Board, STORE, Setup};
+use crate::oracle::{Objects, Oracle};
+use crate::restored;
+use crate::source::Source;
 use crate::store::Store;
+use crate::trace::Trace;
 
-/// Virtual unix time at which every run begins.
-const EPOCH_MS: u64 = 1_800_000_000_000;
-
-/// Time and timestamps; nothing here reads a real clock.
-struct Clock {
-    since_epoch: Duration,
-    logical: u64,
+/// How likely what goes wrong, in percent of the calls.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Weather {
+    pub(crate) before: u32,
+    pub(crate) after: u32,
+    pub(crate) slow: u32,
+    pub(crate) pd_away: bool,
 }
 
-impl Clock {
-    fn tso(&mut self) -> Ts {
-        self.logical += 1;
-        Ts::compose(EPOCH_MS + self.since_epoch.as_millis() as u64, self.logical)
+/// What a run showed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// Hash over the trace and every object.
+    pub fingerprint: String,
+    /// Checkpoints that were checked.
+    pub checkpoints: u64,
+    /// Metas that were read.
+    pub metas: u64,
+    /// Crashes.
+    pub crashes: u64,
+    /// Flushes that failed.
+    pub failed_flushes: u64,
+    /// Events that were refused for lack of room.
+    pub refused: u64,
+    /// Calls that failed before and after their effect.
+    pub faults: u64,
+    /// Records restored at the end.
+    pub restored: u64,
+    /// What happened, if asked for.
+    pub trace: Vec<String>,
+}
+
+type Life = Pin<Box<dyn Future<Output = SimError>>>;
+
+/// The world.
+pub(crate) struct World {
+    pub(crate) seed: u64,
+    pub(crate) rng: StdRng,
+    pub(crate) clock: Arc<SimClock>,
+    pub(crate) logical: u64,
+    pub(crate) store: Store,
+    pub(crate) source: Source,
+    pub(crate) calls: Arc<Calls>,
+    pub(crate) spawner: Arc<SimSpawner>,
+    pub(crate) board: Arc<Mutex<Board>>,
+    pub(crate) life: Option<Life>,
+    pub(crate) metrics: Metrics,
+    pub(crate) objects: Objects,
+    pub(crate) oracle: Oracle,
+    pub(crate) weather: Weather,
+    /// Nothing goes wrong any more.
+    pub(crate) calm: bool,
+    pub(crate) bug: Option<Bug>,
+    /// Writes that the planted mistake holds back.
+    pub(crate) held_back: Vec<(String, Bytes)>,
+    /// What the store told as resolved, delivered or not.
+    pub(crate) told: FrontierMap,
+    pub(crate) ranges: Vec<EncodedRange>,
+    pub(crate) start_ts: Ts,
+    pub(crate) next_sub: u64,
+    pub(crate) lives: u64,
+    pub(crate) trace: Trace,
+    pub(crate) outcome: Outcome,
+    sizes: Sizes,
+}
+
+/// Sizes that the seed chooses once.
+#[derive(Clone, Debug)]
+struct Sizes {
+    observer: ObserverConfig,
+    flusher: FlusherConfig,
+    memory: u64,
+    interval: Duration,
+}
+
+impl Sizes {
+    fn choose(rng: &mut StdRng) -> Self {
+        Sizes {
+            observer: ObserverConfig {
+                shards: rng.random_range(1..=3),
+                queue_events: [2, 8, 64][rng.random_range(0..3)],
+                slice_limit: [1000, 4000, 1 << 20][rng.random_range(0..3)],
+            },
+            flusher: FlusherConfig {
+                merge_limit: [500, 3000, 1 << 20][rng.random_range(0..3)],
+                concurrency: rng.random_range(1..=3),
+                ..FlusherConfig::new(STORE)
+            },
+            memory: [6_000, 30_000, 1 << 20][rng.random_range(0..3)],
+            interval: Duration::from_secs(rng.random_range(1..=4)),
+        }
     }
 }
 
-/// What was checked in a run.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Checked {
-    /// Checkpoints at which a restore was compared with the model.
-    pub checkpoints: u64,
-    /// Flushes that failed.
-    pub failed_flushes: u64,
-    /// Crashes of the observer.
-    pub crashes: u64,
-    /// The last checkpoint.
-    pub last: Option<Ts>,
-}
-
-/// The world.
-pub struct World {
-    clock: Clock,
-    /// The store, for steps that have no method here.
-    pub store: Store,
-    /// PD.
-    pub pd: Arc<SimPd>,
-    node: Node,
-    archive: SharedStorage,
-    faulty: Arc<FaultyStorage>,
-    metrics: Metrics,
-    start_ts: Ts,
-    seed: u64,
-    lives: u32,
-    rule: Rule,
-    orphans_allowed: usize,
-    checked: Checked,
+/// Plays one seed: chaos, then a calm in which the checkpoint must arrive, then a restore.
+pub fn play(seed: u64, bug: Option<Bug>, keep_trace: bool) -> (Outcome, Result<(), SimError>) {
+    let mut world = match World::new(seed, bug, keep_trace) {
+        Ok(world) => world,
+        Err(error) => return (Outcome::default(), Err(error)),
+    };
+    let result = world.run();
+    if let Err(error) = &result {
+        world.trace.note(format_args!("FAILED: {error}"));
+    }
+    (world.summary(), result)
 }
 
 impl World {
-    /// An empty store, observed from the beginning. The seed only names objects; what happens is
-    /// up to the scenario.
-    pub async fn new(seed: u64, rule: Rule) -> Result<Self, SimError> {
-        let archive = open_url("memory://")?;
-        let faulty = FaultyStorage::new(Arc::clone(&archive), FaultPlan::none());
-        let pd = Arc::new(SimPd::default());
-        let metrics = Metrics::new(&Registry::new())
-            .map_err(|error| SimError::Observer(error.to_string()))?;
-        let mut clock = Clock {
-            since_epoch: Duration::ZERO,
-            logical: 0,
+    fn new(seed: u64, bug: Option<Bug>, keep_trace: bool) -> Result<Self, SimError> {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let key = |raw: &[u8]| EncodedKey::encode(raw).into_bytes();
+        let ranges = match rng.random_bool(0.5) {
+            true => vec![EncodedRange::ALL],
+            false => vec![
+                EncodedRange::new(key(b"m"), key(b"n")),
+                EncodedRange::new(key(b"t"), key(b"u")),
+            ],
         };
-        let start_ts = clock.tso();
-        let node = Node::start(Start {
-            storage: faulty.clone(),
-            pd: Arc::clone(&pd),
-            metrics: metrics.clone(),
-            start_ts,
-            names: (seed, 1),
-            rule,
-            now: clock.since_epoch,
-        })
-        .await?;
+        let metrics =
+            Metrics::new(&Registry::new()).map_err(|e| SimError::Observer(e.to_string()))?;
+        let sizes = Sizes::choose(&mut rng);
+        let mut trace = Trace::new(keep_trace);
+        trace.note(format_args!("seed {seed}, bug {bug:?}, {sizes:?}"));
         let mut world = World {
-            clock,
-            store: Store::new(),
-            pd,
-            node,
-            archive,
-            faulty,
-            metrics,
-            start_ts,
             seed,
-            lives: 1,
-            rule,
-            orphans_allowed: 0,
-            checked: Checked::default(),
+            store: Store::new(rng.random_bool(0.3)),
+            rng,
+            clock: Arc::default(),
+            logical: 0,
+            source: Source::new(bug),
+            calls: Arc::default(),
+            spawner: Arc::default(),
+            board: Arc::default(),
+            life: None,
+            metrics,
+            objects: Objects::new(),
+            oracle: Oracle::new(ranges.clone()),
+            weather: Weather::default(),
+            calm: false,
+            bug,
+            held_back: Vec::new(),
+            told: FrontierMap::new(Ts::ZERO),
+            ranges,
+            start_ts: Ts::ZERO,
+            next_sub: 1,
+            lives: 0,
+            trace,
+            outcome: Outcome::default(),
+            sizes,
         };
-        world.subscribe();
+        world.start_ts = world.tso();
+        let head = backup_meta::encode(&LogBackupMeta {
+            cluster_id: 1,
+            cluster_version: String::new(),
+            start_ts: world.start_ts,
+            backup_schema_version: 1,
+        });
+        let path = object_name::BACKUP_META.to_owned();
+        world.objects.insert(path, head);
         Ok(world)
     }
 
-    /// Lets virtual time pass.
-    pub fn pass(&mut self, time: Duration) {
-        self.clock.since_epoch += time;
-        self.clock.logical = 0;
-    }
-
-    /// Begins a transaction.
-    pub fn prewrite(&mut self, writes: BTreeMap<Vec<u8>, Option<Bytes>>) {
-        let start_ts = self.clock.tso();
-        self.store.prewrite(start_ts, writes);
-    }
-
-    /// Commits an open transaction.
-    pub fn commit(&mut self, index: usize) {
-        let commit_ts = self.clock.tso();
-        let events = self.store.commit(index, commit_ts);
-        self.node.enqueue(events);
-    }
-
-    /// Writes one key in one transaction.
-    pub fn write(&mut self, key: &[u8], value: impl Into<Bytes>) {
-        self.prewrite([(key.to_vec(), Some(value.into()))].into());
-        if let Some(last) = self.store.open_transactions().checked_sub(1) {
-            self.commit(last);
+    fn run(&mut self) -> Result<(), SimError> {
+        let steps = self.rng.random_range(300..1000);
+        for _ in 0..steps {
+            self.chaos()?;
         }
+        self.settle()?;
+        self.outcome.restored = restored::check(self)?;
+        Ok(())
     }
 
-    /// The store resolves its regions.
-    pub fn resolve(&mut self) {
-        let now = self.clock.tso();
-        self.node.enqueue(self.store.resolve(now));
+    /// A fresh timestamp.
+    pub(crate) fn tso(&mut self) -> Ts {
+        self.logical += 1;
+        Ts::compose(EPOCH_MS + self.clock.ms(), self.logical)
     }
 
-    /// A shard works on its queue.
-    pub fn work(&mut self, shard: usize, events: usize) {
-        self.node.work(shard, events);
-    }
-
-    /// All shards empty their queues.
-    pub fn work_all(&mut self) {
-        self.node.work_all();
-    }
-
-    /// Splits a region; both halves are subscribed again.
-    pub fn split(&mut self, key: &[u8]) {
-        let ended = self.store.split(key);
-        self.node.enqueue(ended);
-        self.subscribe();
-    }
-
-    /// The connection of a region breaks: queued events may be lost, then it is subscribed again.
-    pub fn reconnect(&mut self, region: usize, lose: bool) {
-        if let Some(ended) = self.store.unsubscribe(region) {
-            if lose {
-                self.node.lose_queued(ended.sub());
-            }
-            self.node.enqueue([ended]);
-        }
-        self.subscribe();
-    }
-
-    fn subscribe(&mut self) {
-        let node = &self.node;
-        let events: Vec<SourceEvent> = self.store.subscribe_missing(|range| node.frontier(range));
-        self.node.enqueue(events);
-    }
-
-    /// Replaces what fails in the storage.
-    pub fn set_faults(&mut self, plan: FaultPlan) {
-        self.faulty.set_plan(plan);
-    }
-
-    /// The observer dies and starts again, with a storage that works for that long.
-    pub async fn crash(&mut self) -> Result<(), SimError> {
-        self.checked.crashes += 1;
-        self.orphans_allowed += self.node.possible_orphans();
+    /// Starts the node, or starts it again, from what is durable.
+    pub(crate) fn start_node(&mut self) {
         self.lives += 1;
-        self.store.forget_subscriptions();
-        self.set_faults(FaultPlan::none());
-        self.node = Node::start(Start {
-            storage: self.faulty.clone(),
-            pd: Arc::clone(&self.pd),
-            metrics: self.metrics.clone(),
+        self.spawner = Arc::default();
+        self.board = Arc::default();
+        let env = Env {
+            random: SimRandom::new(self.seed, self.lives),
+            spawner: self.spawner.clone(),
+            clock: self.clock.clone(),
+            ..Env::system(self.metrics.clone(), MemoryBudget::new(self.sizes.memory))
+        };
+        self.life = Some(Box::pin(node::live(Setup {
+            env,
+            storage: Arc::new(SimStorage(self.calls.clone())),
+            pd: Arc::new(SimPd(self.calls.clone())),
+            observer: self.sizes.observer.clone(),
+            flusher: self.sizes.flusher.clone(),
+            interval: self.sizes.interval,
             start_ts: self.start_ts,
-            names: (self.seed, self.lives),
-            rule: self.rule,
-            now: self.clock.since_epoch,
-        })
-        .await?;
-        self.subscribe();
-        self.check().await
+            ranges: self.ranges.clone(),
+            bug: self.bug,
+            board: self.board.clone(),
+        })));
     }
 
-    /// Whether the schedule asks for a flush.
-    pub fn flush_is_due(&self) -> bool {
-        self.node.schedule.due(self.clock.since_epoch, 0).is_some()
-    }
-
-    /// Tries to flush and to publish; whether the flush succeeded. Checks the invariant.
-    pub async fn flush(&mut self) -> Result<bool, SimError> {
-        let flush_ts = self.clock.tso();
-        let flushed = self.node.flush(flush_ts, self.clock.since_epoch).await?;
-        self.checked.failed_flushes += u64::from(!flushed);
-        self.publish().await?;
-        Ok(flushed)
-    }
-
-    /// Tries to publish what is proven. Checks the invariant.
-    pub async fn publish(&mut self) -> Result<(), SimError> {
-        self.node.publish().await;
-        self.check().await
-    }
-
-    /// Restore at the largest `.ts` = the store at that ts; and nothing lies around that no crash
-    /// explains.
-    pub async fn check(&mut self) -> Result<(), SimError> {
-        let archive = Archive::read(&self.archive).await?;
-        let pending = self.node.possible_orphans();
-        if archive.unreferenced.len() > self.orphans_allowed + pending {
-            return Err(SimError::Stuck(format!(
-                "{} objects without reference, {} allowed",
-                archive.unreferenced.len(),
-                self.orphans_allowed + pending
-            )));
+    /// The node dies: its memory is lost, and each write under way had its effect or had not.
+    pub(crate) fn crash(&mut self) -> Result<(), SimError> {
+        self.trace.note(format_args!("crash"));
+        self.outcome.crashes += 1;
+        self.life = None;
+        for id in self.calls.waiting() {
+            if self.rng.random_bool(0.5) {
+                self.take_effect(id)?;
+            }
         }
-        if archive.checkpoint < self.checked.last {
-            return Err(SimError::Stuck("the checkpoint went back".to_owned()));
+        self.calls.clear();
+        self.held_back.clear();
+        self.note_board();
+        self.board = Arc::default();
+        self.source = Source::new(self.bug);
+        self.told = FrontierMap::new(Ts::ZERO);
+        for region in &mut self.store.regions {
+            region.sub = None;
         }
-        let Some(ts) = archive
-            .checkpoint
-            .filter(|_| archive.checkpoint > self.checked.last)
-        else {
+        Ok(())
+    }
+
+    fn note_board(&mut self) {
+        self.outcome.failed_flushes += std::mem::take(&mut self.board.lock().failed_flushes);
+    }
+
+    /// Lets the node's future go on; starts a node if there is none.
+    pub(crate) fn poll_node(&mut self) -> Result<(), SimError> {
+        let Some(life) = &mut self.life else {
+            self.start_node();
             return Ok(());
         };
-        self.checked.last = Some(ts);
-        self.checked.checkpoints += 1;
-        let (restored, model) = (archive.restore(ts)?, self.store.image_at(ts));
-        if restored == model {
-            return Ok(());
+        let mut context = Context::from_waker(Waker::noop());
+        match life.as_mut().poll(&mut context) {
+            Poll::Pending => Ok(()),
+            Poll::Ready(error) => Err(error),
         }
-        let differs = model.keys().chain(restored.keys());
-        let key = differs
-            .into_iter()
-            .find(|key| model.get(*key) != restored.get(*key));
-        Err(SimError::Violation {
-            ts: ts.get(),
-            what: format!(
-                "{key:?} differs from the store: {} keys restored, {} in the store",
-                restored.len(),
-                model.len()
-            ),
-        })
     }
 
-    /// Faults end; everything committed must become restorable within a few flushes.
-    pub async fn settle(&mut self) -> Result<Checked, SimError> {
-        self.set_faults(FaultPlan::none());
-        self.pd.refuse(0);
-        while self.store.open_transactions() > 0 {
-            self.commit(0);
+    fn summary(mut self) -> Outcome {
+        self.note_board();
+        let objects = self.objects.iter();
+        let named = objects.map(|(name, bytes)| (name.as_str(), &bytes[..]));
+        Outcome {
+            fingerprint: self.trace.fingerprint(named),
+            checkpoints: self.oracle.checkpoints,
+            metas: self.oracle.metas,
+            refused: self.metrics.refused_events.get(),
+            trace: self.trace.take_lines(),
+            ..self.outcome
         }
-        let wanted = self.clock.tso();
-        // One flush for a pending generation, one for what came after it.
-        for _ in 0..3 {
-            self.pass(Duration::from_secs(10));
-            self.resolve();
-            self.work_all();
-            self.flush().await?;
-        }
-        if self.checked.last < Some(wanted) {
-            let last = self.checked.last.unwrap_or(Ts::ZERO);
-            return Err(SimError::Stuck(format!(
-                "checkpoint {last} stays below {wanted}"
-            )));
-        }
-        if self.pd.global() != self.checked.last
-            || self.pd.storage_checkpoint() != self.checked.last.unwrap_or(Ts::ZERO)
-        {
-            return Err(SimError::Stuck("PD and archive disagree".to_owned()));
-        }
-        Ok(self.checked)
-    }
-
-    /// Every object with its bytes: equal for equal runs.
-    pub async fn objects(&self) -> Result<Vec<(String, Bytes)>, SimError> {
-        let mut objects = Vec::new();
-        for object in self.archive.list("").await? {
-            let bytes = self.archive.get(&object.path).await?;
-            objects.push((object.path, bytes));
-        }
-        Ok(objects)
-    }
-
-    /// What was checked so far.
-    pub fn checked(&self) -> Checked {
-        self.checked
-    }
-
-    /// Whether a failed generation waits.
-    pub fn has_pending(&self) -> bool {
-        self.node.has_pending()
-    }
-
-    /// The checkpoint that is proven.
-    pub fn proven(&self) -> Ts {
-        self.node.checkpoint()
     }
 }

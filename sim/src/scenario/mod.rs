@@ -1,4 +1,0 @@
-//! What is played in the world.
-
-pub mod failed_flush;
-pub mod random;
