@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use pitr_format::{Class, Ts};
 use pitr_observer::{ProgressSink, SinkError};
-use pitr_storage::{ObjectInfo, Storage, StorageError, StorageErrorKind};
+use pitr_storage::{ObjectInfo, Payload, Storage, StorageError, StorageErrorKind};
 
 use crate::calls::{Calls, Reply, Request};
 
@@ -47,8 +47,15 @@ impl SimStorage {
         }
     }
 
-    async fn write(&self, path: &str, data: Bytes, new: bool) -> Result<(), StorageError> {
+    async fn write(&self, path: &str, data: Payload, new: bool) -> Result<(), StorageError> {
         let path_of = path.to_owned();
+        let data = data.collect().map_err(|error| StorageError {
+            kind: StorageErrorKind::Transient,
+            action: "write",
+            path: path_of.clone(),
+            uri: URI.to_owned(),
+            detail: error.to_string(),
+        })?;
         let request = Request::Put {
             path: path_of,
             data,
@@ -62,11 +69,11 @@ type Answer = Result<Reply, StorageError>;
 
 #[async_trait]
 impl Storage for SimStorage {
-    async fn put(&self, path: &str, data: Bytes) -> Result<(), StorageError> {
+    async fn put(&self, path: &str, data: Payload) -> Result<(), StorageError> {
         self.write(path, data, false).await
     }
 
-    async fn put_new(&self, path: &str, data: Bytes) -> Result<(), StorageError> {
+    async fn put_new(&self, path: &str, data: Payload) -> Result<(), StorageError> {
         self.write(path, data, true).await
     }
 

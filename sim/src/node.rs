@@ -79,7 +79,9 @@ pub async fn live(setup: Setup) -> SimError {
         }
     };
     let env = node.setup.env.clone();
-    let mut schedule = FlushSchedule::new(node.setup.interval, 20_000, env.clock.now());
+    // Below the budget, or a large scan would get one budget of rows per interval.
+    let size_limit = env.budget.limit() / 3;
+    let mut schedule = FlushSchedule::new(node.setup.interval, size_limit, env.clock.now());
     loop {
         let now = env.clock.now();
         if schedule.due(now, node.observer.buffered_bytes()).is_some() {

@@ -18,6 +18,8 @@ use crate::store::rows_of;
 use crate::world::World;
 
 type Pairs = BTreeMap<Vec<u8>, Vec<u8>>;
+/// By column family and versioned key.
+type Records = BTreeMap<(&'static str, Vec<u8>), Vec<u8>>;
 
 /// Files as maps in memory.
 #[derive(Clone, Default)]
@@ -55,7 +57,7 @@ impl SstBuilder for Builder {
 /// Takes files into one map per column family.
 struct Taken {
     files: Files,
-    records: Mutex<BTreeMap<(&'static str, Vec<u8>), Vec<u8>>>,
+    records: Mutex<Records>,
 }
 
 #[async_trait]
@@ -117,7 +119,7 @@ async fn restore_at(
     let report = restore(&plan, storage.clone(), &target, options, Arc::default()).await;
     let report = report.map_err(failed)?;
     let found = target.records.into_inner();
-    let mut wanted = BTreeMap::new();
+    let mut wanted = Records::new();
     for ((key, commit_ts), version) in &world.oracle.decided {
         if *commit_ts <= restored {
             for row in rows_of(key, *commit_ts, version, true) {

@@ -51,8 +51,9 @@ impl World {
             620..632 => self.reconnect(),
             632..640 => {
                 let index = self.rng_below(self.store.regions.len());
+                let leaves = self.rng.random_bool(0.3);
                 let region = &mut self.store.regions[index];
-                region.here = !region.here;
+                region.here = !(region.here && leaves);
                 let ended = region.sub.take().filter(|_| !region.here);
                 self.end(ended);
             }

@@ -47,7 +47,7 @@ fn no_seed_loses_a_record_or_promises_one_that_is_not_durable() {
     });
     println!("{seeds} seeds: {sum:?}");
     // The worlds are worth their name: all of it happens.
-    assert!(sum.checkpoints > 6 * seeds, "{sum:?}");
+    assert!(sum.checkpoints > 4 * seeds, "{sum:?}");
     assert!(sum.crashes > seeds / 2, "{sum:?}");
     assert!(sum.failed_flushes > seeds, "{sum:?}");
     assert!(sum.refused > seeds, "{sum:?}");
