@@ -59,7 +59,7 @@ pub struct Started {
 /// Registers the task.
 pub async fn start(cluster: &Cluster, request: Request) -> Result<Started, Failure> {
     keys::check_name(&request.task)?;
-    let storage = pitr_storage::open_url(&request.storage_url)?;
+    let storage = crate::storage::open(&request.storage_url)?;
     let backend = pitr_storage::backend_of_url(&request.storage_url)?;
     refuse_running(cluster).await?;
     let now = cluster.now().await?;

@@ -1,18 +1,50 @@
 //! Opening the storage of an archive, and how its errors end a verb.
 
 use pitr_proto::backup::{StreamBackupTaskInfo, storage_backend::Backend};
-use pitr_storage::{SharedStorage, StorageError, StorageErrorKind};
+use pitr_storage::cloud::Secret;
+use pitr_storage::{CloudOptions, Location, SharedStorage, StorageError, StorageErrorKind};
 
 use crate::failure::{Exit, Failure};
 
 /// Opens an archive that exists, for reading.
 pub fn open_existing(url: &str) -> Result<SharedStorage, Failure> {
-    Ok(pitr_storage::open_existing_url(url)?)
+    Ok(Location::parse(url)?.open_existing(&environment())?)
+}
+
+/// Opens a storage for writing; a directory is made by the first write.
+pub fn open(url: &str) -> Result<SharedStorage, Failure> {
+    Ok(Location::parse(url)?.open(&environment())?)
 }
 
 /// Opens the storage that a task names.
 pub fn open_task(info: &StreamBackupTaskInfo) -> Result<SharedStorage, StorageError> {
-    pitr_storage::open_backend(&info.storage.clone().unwrap_or_default())
+    let backend = info.storage.clone().unwrap_or_default();
+    Location::from_backend(&backend)?.open(&environment())
+}
+
+/// Credentials of clouds in the variables that the clouds' own tools read; for storages that bring
+/// none of their own.
+fn environment() -> CloudOptions {
+    options_from(&|name| std::env::var(name).ok())
+}
+
+fn options_from(read: &dyn Fn(&str) -> Option<String>) -> CloudOptions {
+    let text = |name| read(name).filter(|value| !value.is_empty());
+    let secret = |name| text(name).map(Secret::new);
+    // A file that cannot be read shows as missing credentials at the first call.
+    let google = text("GOOGLE_APPLICATION_CREDENTIALS");
+    let google = google.and_then(|file| std::fs::read_to_string(file).ok());
+    CloudOptions {
+        s3_access_key: secret("AWS_ACCESS_KEY_ID"),
+        s3_secret_access_key: secret("AWS_SECRET_ACCESS_KEY"),
+        s3_session_token: secret("AWS_SESSION_TOKEN"),
+        s3_region: text("AWS_REGION").or_else(|| text("AWS_DEFAULT_REGION")),
+        gcs_credentials: google.map(Secret::new),
+        azure_account: text("AZURE_STORAGE_ACCOUNT"),
+        azure_key: secret("AZURE_STORAGE_KEY"),
+        azure_sas: secret("AZURE_STORAGE_SAS_TOKEN"),
+        ..CloudOptions::default()
+    }
 }
 
 /// The storage of a task for display: kind and place, nothing else.
@@ -72,6 +104,26 @@ mod tests {
             ..StreamBackupTaskInfo::default()
         };
         assert_eq!(uri_of_task(&info), "s3://b/p");
+    }
+
+    #[test]
+    fn credentials_come_from_the_variables_that_the_clouds_tools_read() {
+        let variables = |name: &str| match name {
+            "AWS_ACCESS_KEY_ID" => Some("id".to_owned()),
+            "AWS_SECRET_ACCESS_KEY" => Some("canary42".to_owned()),
+            "AWS_SESSION_TOKEN" => Some(String::new()),
+            "AWS_DEFAULT_REGION" => Some("eu-west-1".to_owned()),
+            _ => None,
+        };
+        let options = options_from(&variables);
+        let shown = |secret: &Option<Secret>| secret.as_ref().map(|s| s.reveal().to_owned());
+        assert_eq!(
+            shown(&options.s3_secret_access_key).as_deref(),
+            Some("canary42")
+        );
+        assert_eq!(options.s3_session_token, None);
+        assert_eq!(options.s3_region.as_deref(), Some("eu-west-1"));
+        assert!(!format!("{options:?}").contains("canary42"));
     }
 
     #[test]

@@ -13,7 +13,9 @@ pub enum StorageErrorKind {
     #[error("not found")]
     NotFound,
     /// The backend refuses this user: mode bits, read-only file system, credentials.
-    #[error("permission denied (check the owner, the mode and the mount of the storage)")]
+    #[error(
+        "permission denied (check the credentials, or the owner, mode and mount of the storage)"
+    )]
     PermissionDenied,
     /// `put_new` found an object of that name.
     #[error("an object of that name exists already")]
@@ -107,9 +109,10 @@ impl Context<'_> {
             E::PermissionDenied { .. } | E::Unauthenticated { .. } => {
                 StorageErrorKind::PermissionDenied
             }
-            other => io_cause(other).map_or(StorageErrorKind::Transient, |cause| {
-                self.kind_of_io(cause.kind())
-            }),
+            other => match io_cause(other) {
+                Some(cause) => self.kind_of_io(cause.kind()),
+                None => kind_of_answer(&with_causes(other)),
+            },
         };
         self.fail(kind, with_causes(error))
     }
@@ -132,6 +135,26 @@ impl Context<'_> {
             }
             _ => StorageErrorKind::Transient,
         }
+    }
+}
+
+/// What a server's answer means where `object_store` has no kind of its own for it, as for listings:
+/// only the text has the status. What is not known here may go away by itself.
+fn kind_of_answer(text: &str) -> StorageErrorKind {
+    const STATUS: &str = "status code: ";
+    if text.contains("incorrectly configured region") {
+        return StorageErrorKind::InvalidConfig;
+    }
+    let status = text.split_once(STATUS).and_then(|(_, rest)| rest.get(..3));
+    match status {
+        Some("401" | "403") => StorageErrorKind::PermissionDenied,
+        // S3 answers so to keys that have expired.
+        Some("400") if text.contains("ExpiredToken") || text.contains("InvalidToken") => {
+            StorageErrorKind::PermissionDenied
+        }
+        Some("404") => StorageErrorKind::NotFound,
+        Some("501") => StorageErrorKind::InvalidConfig,
+        _ => StorageErrorKind::Transient,
     }
 }
 
@@ -177,8 +200,8 @@ mod tests {
         let error = WRITE.io(&io::Error::from_raw_os_error(13));
         assert_eq!(
             error.to_string(),
-            "cannot write v1/a.log in local:///archive: permission denied (check the owner, the \
-             mode and the mount of the storage): Permission denied (os error 13)"
+            "cannot write v1/a.log in local:///archive: permission denied (check the credentials, \
+             or the owner, mode and mount of the storage): Permission denied (os error 13)"
         );
         assert_eq!(error.class(), Class::Permanent);
     }
@@ -202,6 +225,33 @@ mod tests {
         for code in [28, 122, 5, 110] {
             let error = WRITE.io(&io::Error::from_raw_os_error(code));
             assert_eq!(error.class(), Class::Retry, "errno {code}");
+        }
+    }
+
+    #[test]
+    fn the_status_of_an_answer_tells_what_can_be_done() {
+        use StorageErrorKind as K;
+        for (text, kind) in [
+            ("non-2xx status code: 403 Forbidden: x", K::PermissionDenied),
+            (
+                "status code: 400 Bad Request: <Code>ExpiredToken",
+                K::PermissionDenied,
+            ),
+            (
+                "status code: 400 Bad Request: <Code>RequestTimeout",
+                K::Transient,
+            ),
+            ("status code: 404 Not Found", K::NotFound),
+            ("status code: 501 Not Implemented", K::InvalidConfig),
+            ("status code: 503 Slow Down", K::Transient),
+            ("status code: 4", K::Transient),
+            ("connection reset", K::Transient),
+            (
+                "redirect, an incorrectly configured region",
+                K::InvalidConfig,
+            ),
+        ] {
+            assert_eq!(kind_of_answer(text), kind, "{text}");
         }
     }
 

@@ -15,6 +15,7 @@
 //! * No secret of a URL or of a [`pitr_proto::backup::StorageBackend`] shows up in an error or in
 //!   [`Storage::uri`].
 
+pub mod cloud;
 mod durable_file;
 pub mod error;
 pub mod fault;
@@ -33,6 +34,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 
+pub use cloud::CloudOptions;
 pub use error::{StorageError, StorageErrorKind};
 pub use location::{Location, backend_of_url, open_backend, open_existing_url, open_url};
 pub use payload::{MAX_BUFFERED, MAX_PIECE, Payload, Pieces, Segment};

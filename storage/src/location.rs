@@ -5,7 +5,8 @@
 //! |---|---|
 //! | `local:///abs/dir`, `file:///abs/dir`, `/abs/dir` | a directory of this machine |
 //! | `memory://NAME`, `memory://` | memory of this process; one storage a name |
-//! | `s3://`, `gcs://`, `gs://`, `azure://`, `azblob://`, `hdfs://` | known, refused by this build |
+//! | `s3://BUCKET/PREFIX?…`, `gcs://`, `gs://`, `azure://`, `azblob://` | object stores, with BR's options: [`crate::cloud`] |
+//! | `hdfs://`, `ks3://`, `oss://` | known, refused |
 
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
@@ -13,25 +14,28 @@ use std::sync::Arc;
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
 use pitr_proto::backup::{Local, StorageBackend, storage_backend::Backend};
 
+use crate::cloud::{CloudLocation, CloudOptions};
 use crate::error::{Context, StorageErrorKind};
 use crate::local::LocalStorage;
 use crate::memory::MemoryStorage;
 use crate::redact::redact_url;
-use crate::{Result, SharedStorage};
+use crate::{Result, SharedStorage, cloud};
 
 /// What a path must hide to be read back from a URL unchanged.
-const IN_PATH: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b'%').add(b'?').add(b'#');
+pub(crate) const IN_PATH: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b'%').add(b'?').add(b'#');
 
 /// Kinds of storage that archives of other tools may lie on.
-const NOT_IN_THIS_BUILD: [&str; 8] = ["s3", "gcs", "gs", "azure", "azblob", "hdfs", "ks3", "oss"];
+const NOT_IN_THIS_BUILD: [&str; 3] = ["hdfs", "ks3", "oss"];
 
 /// A place for an archive that this build can open.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Location {
     /// An absolute directory without `.` and `..`.
     Local(PathBuf),
     /// A named storage in this process's memory; the empty name is a new one each time.
     Memory(String),
+    /// A prefix of a bucket.
+    Cloud(Box<CloudLocation>),
 }
 
 impl Location {
@@ -47,7 +51,11 @@ impl Location {
         let Some((scheme, rest)) = url.split_once("://") else {
             return local_directory(url, context);
         };
-        match scheme.to_ascii_lowercase().as_str() {
+        let scheme = scheme.to_ascii_lowercase();
+        if let Some(place) = cloud::parse(&scheme, rest, context) {
+            return Ok(Self::Cloud(Box::new(place?)));
+        }
+        match scheme.as_str() {
             "local" | "file" => {
                 if rest.contains(['?', '#']) {
                     return invalid("a local storage takes no options; write '?' as %3F");
@@ -62,7 +70,9 @@ impl Location {
             }
             "memory" => Ok(Self::Memory(rest.to_owned())),
             known if NOT_IN_THIS_BUILD.contains(&known) => not_in_this_build(known, context),
-            _ => invalid("unknown scheme; use local:///absolute/directory"),
+            _ => invalid(
+                "unknown scheme; use local:///absolute/directory, s3://, gcs:// or azure://",
+            ),
         }
     }
 
@@ -75,9 +85,9 @@ impl Location {
         };
         match &backend.backend {
             Some(Backend::Local(local)) => local_directory(&local.path, at(&local.path)),
-            Some(Backend::S3(_)) => not_in_this_build("s3", at("s3://")),
-            Some(Backend::Gcs(_)) => not_in_this_build("gcs", at("gcs://")),
-            Some(Backend::AzureBlobStorage(_)) => not_in_this_build("azure", at("azure://")),
+            Some(cloud @ (Backend::S3(_) | Backend::Gcs(_) | Backend::AzureBlobStorage(_))) => {
+                Ok(Self::Cloud(Box::new(CloudLocation::from_backend(cloud)?)))
+            }
             Some(Backend::Hdfs(_)) => not_in_this_build("hdfs", at("hdfs://")),
             Some(Backend::CloudDynamic(_)) => {
                 not_in_this_build("cloud_dynamic", at("(a cloud_dynamic backend)"))
@@ -93,25 +103,29 @@ impl Location {
         }
     }
 
-    /// The message for a task. Memory of one process means nothing to another one.
+    /// The message for a task, with the credentials that the URL names, as BR registers it; those
+    /// of the environment stay where they are. Memory of one process means nothing to another one.
     pub fn to_backend(&self) -> Result<StorageBackend> {
-        let Self::Local(path) = self else {
-            let uri = self.uri();
-            let context = Context {
-                action: "open",
-                path: "",
-                uri: &uri,
-            };
-            let why = "memory of this process cannot be named in a task";
-            return Err(context.fail(StorageErrorKind::InvalidConfig, why));
+        let path = match self {
+            Self::Local(path) => path.to_string_lossy().into_owned(),
+            Self::Cloud(place) => return Ok(place.to_backend()),
+            Self::Memory(_) => {
+                let uri = self.uri();
+                let context = Context {
+                    action: "open",
+                    path: "",
+                    uri: &uri,
+                };
+                let why = "memory of this process cannot be named in a task";
+                return Err(context.fail(StorageErrorKind::InvalidConfig, why));
+            }
         };
-        let path = path.to_string_lossy().into_owned();
         Ok(StorageBackend {
             backend: Some(Backend::Local(Local { path })),
         })
     }
 
-    /// The URL that [`Location::parse`] reads back.
+    /// The URL that [`Location::parse`] reads back; a cloud's has its place, not its secrets.
     pub fn uri(&self) -> String {
         match self {
             Self::Local(path) => {
@@ -121,40 +135,44 @@ impl Location {
                 )
             }
             Self::Memory(name) => format!("memory://{name}"),
+            Self::Cloud(place) => place.uri(),
         }
     }
 
     /// Opens it for reading and writing. A missing directory is no error: a write creates it.
-    pub fn open(&self) -> Result<SharedStorage> {
+    /// `options` matter to clouds only.
+    pub fn open(&self, options: &CloudOptions) -> Result<SharedStorage> {
         Ok(match self {
             Self::Local(root) => Arc::new(LocalStorage::open(root.clone(), self.uri())?),
             Self::Memory(name) => Arc::new(MemoryStorage::open(name)),
+            Self::Cloud(place) => place.open(options)?,
         })
     }
 
     /// Opens it for reading: a directory that does not exist is
     /// [`StorageErrorKind::NotFound`], one that is none is [`StorageErrorKind::InvalidConfig`].
-    pub fn open_existing(&self) -> Result<SharedStorage> {
+    /// A cloud tells at the first call.
+    pub fn open_existing(&self, options: &CloudOptions) -> Result<SharedStorage> {
         if let Self::Local(root) = self {
             LocalStorage::open(root.clone(), self.uri())?.check_root("open")?;
         }
-        self.open()
+        self.open(options)
     }
 }
 
 /// Opens the storage at a URL for reading and writing, see [`Location::open`].
 pub fn open_url(url: &str) -> Result<SharedStorage> {
-    Location::parse(url)?.open()
+    Location::parse(url)?.open(&CloudOptions::default())
 }
 
 /// Opens the storage at a URL for reading, see [`Location::open_existing`].
 pub fn open_existing_url(url: &str) -> Result<SharedStorage> {
-    Location::parse(url)?.open_existing()
+    Location::parse(url)?.open_existing(&CloudOptions::default())
 }
 
 /// Opens the storage of a task for reading and writing.
 pub fn open_backend(backend: &StorageBackend) -> Result<SharedStorage> {
-    Location::from_backend(backend)?.open()
+    Location::from_backend(backend)?.open(&CloudOptions::default())
 }
 
 /// The message that a task carries for the storage at a URL.
@@ -180,16 +198,15 @@ fn local_directory(path: &str, context: Context<'_>) -> Result<Location> {
 }
 
 fn not_in_this_build<T>(scheme: &str, context: Context<'_>) -> Result<T> {
-    let why = format!(
-        "{scheme} storage is not supported yet by this build; use local:///absolute/directory"
-    );
+    let why =
+        format!("{scheme} storage is not supported by this build; use s3, gcs, azure or local");
     Err(context.fail(StorageErrorKind::InvalidConfig, why))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use pitr_proto::backup::{Gcs, Noop, S3};
+    use pitr_proto::backup::{CloudDynamic, Hdfs, Noop};
 
     fn kind_of(url: &str) -> StorageErrorKind {
         Location::parse(url).unwrap_err().kind
@@ -246,33 +263,27 @@ mod tests {
     }
 
     #[test]
-    fn cloud_storages_are_known_and_refused_without_showing_their_secrets() {
+    fn storages_of_other_kinds_are_refused_without_showing_their_secrets() {
         for scheme in NOT_IN_THIS_BUILD {
             let url = format!("{scheme}://bucket/p?secret-access-key=canary42");
             let error = Location::parse(&url).unwrap_err();
             assert_eq!(error.kind, StorageErrorKind::InvalidConfig);
             let text = format!("{error} {error:?}");
-            assert!(text.contains("not supported yet by this build"), "{text}");
+            assert!(text.contains("not supported by this build"), "{text}");
             assert!(
                 text.contains("bucket") && !text.contains("canary42"),
                 "{text}"
             );
         }
-        let s3 = S3 {
-            secret_access_key: "canary42".into(),
-            ..Default::default()
+        let hdfs = Hdfs {
+            remote: "hdfs://canary42".into(),
         };
-        let gcs = Gcs {
-            credentials_blob: "canary42".into(),
-            ..Default::default()
-        };
-        for backend in [Backend::S3(s3), Backend::Gcs(gcs)] {
-            let error = Location::from_backend(&StorageBackend {
-                backend: Some(backend),
-            })
-            .unwrap_err();
+        let dynamic = CloudDynamic::default();
+        for backend in [Backend::Hdfs(hdfs), Backend::CloudDynamic(dynamic)] {
+            let backend = Some(backend);
+            let error = Location::from_backend(&StorageBackend { backend }).unwrap_err();
             let text = format!("{error} {error:?}");
-            assert!(text.contains("not supported yet by this build"), "{text}");
+            assert!(text.contains("not supported by this build"), "{text}");
             assert!(!text.contains("canary42"), "{text}");
         }
     }

@@ -8,9 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::TryStreamExt;
 use object_store::memory::InMemory;
-use object_store::{ObjectStoreExt, PutMode, PutPayload};
+use object_store::{PutMode, PutPayload};
 
 use crate::object_reader::ObjectReader;
 use crate::{ObjectInfo, Payload, Result, Storage, name};
@@ -84,28 +83,11 @@ impl Storage for MemoryStorage {
     }
 
     async fn list(&self, prefix: &str) -> Result<Vec<ObjectInfo>> {
-        let context = self.objects.context("list", prefix);
-        name::check_prefix(prefix, context)?;
-        let all = self.objects.store.list(None).try_collect::<Vec<_>>().await;
-        let all = all.map_err(|e| context.object_store(&e))?.into_iter();
-        let mut found = all
-            .filter(|meta| meta.location.as_ref().starts_with(prefix))
-            .map(|meta| ObjectInfo {
-                path: meta.location.into(),
-                size: meta.size,
-            })
-            .collect::<Vec<_>>();
-        found.sort_unstable();
-        Ok(found)
+        self.objects.list_below(prefix).await
     }
 
     async fn delete(&self, path: &str) -> Result<()> {
-        let context = self.objects.context("delete", path);
-        let location = name::object_path(path, context)?;
-        match self.objects.store.delete(&location).await {
-            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
-            Err(error) => Err(context.object_store(&error)),
-        }
+        self.objects.delete(path).await
     }
 
     fn uri(&self) -> String {

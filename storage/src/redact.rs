@@ -1,11 +1,98 @@
 //! Keeps credentials out of what people see. BR's storage URLs carry them in the query
 //! (`s3://bucket/prefix?secret-access-key=…`), other tools in the user part.
 
+use std::fmt;
+
+use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use url::Url;
+
+/// Longer words of a backend are cut: a whole error page helps nobody.
+const MAX_DETAIL: usize = 800;
+
+/// A text that no `Debug` shows.
+#[derive(Clone, PartialEq, Eq, Default)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Hides a text.
+    pub fn new(text: String) -> Self {
+        Self(text)
+    }
+
+    /// The text itself, for whoever has to send it.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("redacted")
+    }
+}
+
+/// Words of a client, without secrets: known ones are replaced in every spelling that requests and
+/// answers use, and URLs lose their user and their query, where signatures are.
+pub fn scrub(text: &str, secrets: &[Secret]) -> String {
+    let mut text = text.to_owned();
+    for secret in secrets {
+        for spelling in spellings(&secret.0) {
+            text = text.replace(&spelling, "redacted");
+        }
+    }
+    let mut clean = String::with_capacity(text.len());
+    let mut rest = text.as_str();
+    while let Some(at) = rest.find("://") {
+        let (before, url) = rest.split_at(at + 3);
+        let ends = |c: char| c.is_whitespace() || "\"'<>(){}[],".contains(c);
+        let (url, after) = url.split_at(url.find(ends).unwrap_or(url.len()));
+        let place = url.split(['?', '#']).next().unwrap_or_default();
+        let (authority, path) = place.split_at(place.find('/').unwrap_or(place.len()));
+        clean.push_str(before);
+        clean.push_str(authority.rsplit('@').next().unwrap_or_default());
+        clean.push_str(path);
+        rest = after;
+    }
+    clean.push_str(rest);
+    if clean.len() > MAX_DETAIL {
+        let mut end = MAX_DETAIL;
+        while !clean.is_char_boundary(end) {
+            end -= 1;
+        }
+        clean.truncate(end);
+        clean.push('…');
+    }
+    clean
+}
+
+/// The ways in which a secret is written. Very short ones are left out: a replaced "a" makes every
+/// message unreadable and protects nothing.
+fn spellings(secret: &str) -> Vec<String> {
+    let mut all = vec![secret.to_owned()];
+    all.push(utf8_percent_encode(secret, NON_ALPHANUMERIC).to_string());
+    all.extend(
+        url::form_urlencoded::byte_serialize(secret.as_bytes())
+            .map(str::to_owned)
+            .reduce(|a, b| a + &b),
+    );
+    all.push(percent_decode_str(secret).decode_utf8_lossy().into_owned());
+    all.push(secret.escape_debug().to_string());
+    // A blob of JSON, or a token of pairs: its long parts are secrets of their own.
+    let parts = secret
+        .split(['"', '&', '=', '\n', '\\'])
+        .filter(|part| part.len() >= 12);
+    all.extend(parts.map(str::to_owned));
+    all.retain(|spelling| spelling.len() >= 4);
+    // Longest first, so that no part is left of a longer spelling.
+    all.sort_by_key(|spelling| std::cmp::Reverse(spelling.len()));
+    all
+}
 
 /// Query parameters whose values are no secret; everything else is hidden, so that a parameter
 /// nobody thought of does not leak.
-const HARMLESS: [&str; 6] = [
+const HARMLESS: [&str; 8] = [
+    "access-tier",
+    "account-name",
     "endpoint",
     "region",
     "force-path-style",
@@ -34,7 +121,8 @@ pub fn redact_url(url: &str) -> String {
     let query = parsed
         .query_pairs()
         .map(|(key, value)| {
-            let shown = HARMLESS.contains(&key.as_ref()) && !value.contains('@');
+            // A value that is itself a URL with a query could hold anything.
+            let shown = HARMLESS.contains(&key.as_ref()) && !value.contains(['@', '?', '&']);
             (
                 key.into_owned(),
                 if shown {

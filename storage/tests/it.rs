@@ -1,6 +1,8 @@
 //! The contract of the storage crate, seen from outside.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
+#[path = "it/cloud_urls.rs"]
+mod cloud_urls;
 #[path = "it/conformance.rs"]
 mod conformance;
 #[path = "it/crash.rs"]
@@ -9,3 +11,7 @@ mod crash;
 mod fault;
 #[path = "it/local.rs"]
 mod local;
+#[path = "it/s3.rs"]
+mod s3;
+#[path = "it/s3_server.rs"]
+mod s3_server;

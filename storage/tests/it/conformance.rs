@@ -7,6 +7,8 @@ use bytes::Bytes;
 use pitr_storage::fault::{FaultPlan, FaultyStorage};
 use pitr_storage::{Payload, Segment, SharedStorage, StorageErrorKind, open_url};
 
+use crate::s3_server::S3Server;
+
 /// Runs the whole suite on an empty storage.
 async fn conformance(storage: SharedStorage) {
     objects_are_written_whole_and_replaced(&storage).await;
@@ -18,6 +20,45 @@ async fn conformance(storage: SharedStorage) {
     missing_objects_are_not_found(&storage).await;
     names_that_leave_the_storage_are_refused(&storage).await;
     concurrent_put_new_has_one_winner(&storage).await;
+    large_objects_are_whole(&storage).await;
+    names_with_odd_characters_are_kept(&storage).await;
+}
+
+/// Larger than any single request of a backend.
+async fn large_objects_are_whole(storage: &SharedStorage) {
+    let data: Bytes = (0..(17u32 << 20)).map(|i| (i % 253) as u8).collect();
+    storage.put("large.log", data.clone().into()).await.unwrap();
+    let size = storage.head("large.log").await.unwrap().unwrap().size;
+    assert_eq!(size, data.len() as u64);
+    // Around the border of two parts.
+    let (start, end) = ((8 << 20) - 3, (8 << 20) + 3);
+    let read = storage.get_range("large.log", start..end).await.unwrap();
+    assert_eq!(read, data[start as usize..end as usize]);
+    assert!(storage.get("large.log").await.unwrap() == data);
+    storage.delete("large.log").await.unwrap();
+}
+
+async fn names_with_odd_characters_are_kept(storage: &SharedStorage) {
+    let names = [
+        "odd/%2F.log",
+        "odd/a b.log",
+        "odd/a&b=c;d,e@f$g!h'i(j)k*.log",
+        "odd/a+b.log",
+        "odd/a:b.log",
+        "odd/ü-日本.log",
+    ];
+    for name in names {
+        storage.put(name, name.into()).await.unwrap();
+    }
+    let listed = storage.list("odd/").await.unwrap();
+    let mut expected = names;
+    expected.sort_unstable();
+    let listed: Vec<_> = listed.iter().map(|info| info.path.as_str()).collect();
+    assert_eq!(listed, expected);
+    for name in names {
+        assert_eq!(storage.get(name).await.unwrap(), name);
+        storage.delete(name).await.unwrap();
+    }
 }
 
 async fn objects_are_written_whole_and_replaced(storage: &SharedStorage) {
@@ -263,6 +304,25 @@ async fn the_fault_wrapper_without_faults_conforms() {
         counters.errors_before + counters.errors_after + counters.short_reads,
         0
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_s3_backend_conforms() {
+    let server = S3Server::start().await;
+    conformance(open_url(&server.url("some/prefix", "")).unwrap()).await;
+    assert_eq!(server.keys(), [""; 0]);
+    assert_eq!(server.unfinished_uploads(), 0);
+}
+
+/// The same suite on real servers: their URLs, separated by blanks, each with a fresh prefix.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_servers_that_the_environment_names_conform() {
+    for url in std::env::var("PITR_STORAGE_TEST_URLS")
+        .unwrap_or_default()
+        .split_whitespace()
+    {
+        conformance(open_url(url).unwrap()).await;
+    }
 }
 
 #[tokio::test]
