@@ -9,7 +9,8 @@ use pitr_format::{lock, object_name};
 use pitr_restore_worker::archive::{ArchiveError, ArchiveInfo};
 use pitr_storage::{SharedStorage, Storage, StorageErrorKind};
 
-use crate::failure::{Exit, Failure};
+use crate::codes::Code;
+use crate::failure::Failure;
 
 /// What stands in a storage that a task wants to write to.
 #[derive(Clone, Debug)]
@@ -38,7 +39,7 @@ pub async fn look(storage: &SharedStorage) -> Result<Found, Failure> {
     match objects.first() {
         None => Ok(Found::Nothing { locked }),
         Some(object) => Err(Failure::new(
-            Exit::Conflict,
+            Code::UnknownLog,
             "the storage holds log files of an unknown task: `backupmeta` is missing",
         )
         .at(format!("{}, for example {}", storage.uri(), object.path))
@@ -59,20 +60,20 @@ pub async fn cluster_of(storage: &SharedStorage) -> Result<u64, Failure> {
         Ok(bytes) => backup_meta::decode(&bytes)
             .map(|meta| meta.cluster_id)
             .map_err(|error| {
-                let exit = match error {
-                    BackupMetaError::Damaged(_) => Exit::Damage,
+                let code = match error {
+                    BackupMetaError::Damaged(_) => Code::ArchiveDamaged,
                     BackupMetaError::Snapshot { .. } | BackupMetaError::TooLarge(_) => {
-                        Exit::Conflict
+                        Code::NotALog
                     }
                 };
-                Failure::from_error(exit, &error).at(format!(
+                Failure::from_error(code, &error).at(format!(
                     "{} in {}",
                     object_name::BACKUP_META,
                     storage.uri()
                 ))
             }),
         Err(error) if error.is_not_found() => Err(Failure::new(
-            Exit::NotFound,
+            Code::NoBackupMeta,
             "the task's storage has no `backupmeta`",
         )
         .at(storage.uri())
@@ -85,7 +86,7 @@ pub async fn cluster_of(storage: &SharedStorage) -> Result<u64, Failure> {
 /// The archive belongs to another cluster.
 pub fn other_cluster(uri: &str, found: u64, own: u64) -> Failure {
     Failure::new(
-        Exit::Conflict,
+        Code::OtherClustersArchive,
         format!("the archive belongs to cluster {found}, this cluster is {own}"),
     )
     .at(uri)
@@ -102,7 +103,7 @@ pub async fn claim(storage: &SharedStorage, locked: bool) -> Result<(), Failure>
     match storage.put_new(object_name::BACKUP_LOCK, text.into()).await {
         Ok(()) => Ok(()),
         Err(error) if error.kind == StorageErrorKind::AlreadyExists => Err(Failure::new(
-            Exit::Conflict,
+            Code::ArchiveClaimed,
             "another task has just claimed the storage",
         )
         .at(storage.uri())
@@ -120,7 +121,7 @@ pub async fn create(
     probe: &StartProbe,
 ) -> Result<(), Failure> {
     let bytes =
-        start_probe::encode(probe).map_err(|error| Failure::from_error(Exit::Internal, &error))?;
+        start_probe::encode(probe).map_err(|error| Failure::from_error(Code::Internal, &error))?;
     storage.put(object_name::START_PROBE, bytes.into()).await?;
     let meta = LogBackupMeta {
         cluster_id,
@@ -143,11 +144,11 @@ async fn head(storage: &SharedStorage, path: &str) -> Result<bool, Failure> {
 
 impl From<ArchiveError> for Failure {
     fn from(error: ArchiveError) -> Self {
-        let exit = match &error {
-            ArchiveError::NotALog { .. } => Exit::Conflict,
-            ArchiveError::Damage(_) => Exit::Damage,
-            ArchiveError::Storage(error) => crate::storage::exit_of_storage(error.kind),
+        let code = match &error {
+            ArchiveError::NotALog { .. } => Code::NotALog,
+            ArchiveError::Damage(_) => Code::ArchiveDamaged,
+            ArchiveError::Storage(error) => crate::storage::code_of_storage(error.kind),
         };
-        Failure::from_error(exit, &error)
+        Failure::from_error(code, &error)
     }
 }

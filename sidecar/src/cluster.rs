@@ -9,7 +9,8 @@ use pitr_cluster::tasks::{TaskError, TaskRegistry};
 use pitr_format::{Class, Ts};
 use pitr_proto::metapb;
 
-use crate::failure::{Exit, Failure, exit_of};
+use crate::codes::Code;
+use crate::failure::Failure;
 use crate::time;
 
 /// Clients of one cluster.
@@ -63,37 +64,45 @@ pub async fn now_or_local(endpoints: &[String]) -> Ts {
 
 impl From<PdError> for Failure {
     fn from(error: PdError) -> Self {
-        let exit = match &error {
-            PdError::Address(_) => Exit::Usage,
-            PdError::WrongCluster { .. } => Exit::Conflict,
-            PdError::Rejected { .. } | PdError::Unsupported { .. } => Exit::Internal,
-            other => exit_of(other.class()),
+        let code = match &error {
+            PdError::Address(_) => Code::BadAddress,
+            PdError::WrongCluster { .. } => Code::WrongCluster,
+            PdError::Rejected { .. } | PdError::Unsupported { .. } => Code::ClusterRefused,
+            other => code_of_cluster(other.class()),
         };
-        Failure::from_error(exit, &error)
+        Failure::from_error(code, &error)
     }
 }
 
 impl From<EtcdError> for Failure {
     fn from(error: EtcdError) -> Self {
-        let exit = match &error {
-            EtcdError::Address(_) => Exit::Usage,
-            other => exit_of(other.class()),
+        let code = match &error {
+            EtcdError::Address(_) => Code::BadAddress,
+            other => code_of_cluster(other.class()),
         };
-        Failure::from_error(exit, &error)
+        Failure::from_error(code, &error)
     }
 }
 
 impl From<TaskError> for Failure {
     fn from(error: TaskError) -> Self {
-        let exit = match &error {
-            TaskError::Exists { .. } => Exit::Conflict,
-            TaskError::NotFound { .. } => Exit::NotFound,
-            TaskError::BadName { .. } => Exit::Usage,
-            TaskError::Damaged { .. } => Exit::Damage,
-            TaskError::Etcd(EtcdError::Address(_)) => Exit::Usage,
-            TaskError::Etcd(_) | TaskError::Contended { .. } => exit_of(error.class()),
+        let code = match &error {
+            TaskError::Exists { .. } => Code::TaskExists,
+            TaskError::NotFound { .. } => Code::TaskNotFound,
+            TaskError::BadName { .. } => Code::BadTaskName,
+            TaskError::Damaged { .. } => Code::RegistryDamaged,
+            TaskError::Contended { .. } => Code::RegistryContended,
+            TaskError::Etcd(error) => return error.clone().into(),
         };
-        Failure::from_error(exit, &error)
+        Failure::from_error(code, &error)
+    }
+}
+
+/// The code of a call to PD, its etcd or a store that failed in no special way.
+pub fn code_of_cluster(class: Class) -> Code {
+    match class {
+        Class::Retry | Class::Refresh => Code::ClusterUnreachable,
+        Class::Permanent => Code::ClusterRefused,
     }
 }
 

@@ -4,6 +4,10 @@
 use std::fmt;
 
 use pitr_format::Class;
+use schemars::JsonSchema;
+use serde::Serialize;
+
+use crate::codes::Code;
 
 /// Exit codes of the binary. The numbers are a promise to scripts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,36 +43,84 @@ pub enum Exit {
     Interrupted = 130,
 }
 
+impl Code {
+    /// The exit code of a verb that ends with this code.
+    pub fn exit(self) -> Exit {
+        use Code::*;
+        match self {
+            Internal | ClusterRefused => Exit::Internal,
+            BadArguments | BadTime | BadRange | BadAddress | BadStorageUrl | BadTaskName
+            | OutsideWindow | NotProvenEmpty | BadTempDir | TooLittleMemory => Exit::Usage,
+            BadConfig | AdminAddressUnusable => Exit::Config,
+            UnknownCode | StoreNotFound | ObjectNotFound | TaskNotFound | NoBackupMeta
+            | NoCheckpoint => Exit::NotFound,
+            WrongCluster
+            | KeyLocked
+            | ObjectExists
+            | TaskExists
+            | ImportRunning
+            | OtherRanges
+            | TaskWithoutRanges
+            | EncryptionUnsupported
+            | NotALog
+            | UnknownLog
+            | OtherClustersArchive
+            | ArchiveClaimed
+            | UnsupportedArchive
+            | TargetIsSource
+            | TargetClockBehind
+            | TargetNotEmpty
+            | AdminAddressTaken => Exit::Conflict,
+            StorageDenied | AdminAddressDenied => Exit::Auth,
+            RegistryDamaged | ArchiveDamaged | TargetDiffers => Exit::Damage,
+            LagOverLimit => Exit::Lag,
+            HistoryGone => Exit::Gap,
+            ProofNotMade => Exit::Unverified,
+            RestoredInPart | LastFlushFailed => Exit::Partial,
+            ClusterUnreachable | ClockBehind | StorageUnreachable | StorageFull
+            | RegistryContended | TaskReplaced | ChangeStreamEnded | RowRefused | ReadTooLate
+            | NotReady => Exit::TryAgain,
+            Interrupted => Exit::Interrupted,
+        }
+    }
+}
+
 /// Why a verb did not do its work.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
-    /// Code of the process.
-    pub exit: Exit,
+    /// What kind of failure; the exit code follows from it.
+    pub code: Code,
     /// What failed, in one line, with the cause.
     pub what: String,
     /// On which object, address or file; may be empty.
     pub place: String,
-    /// What that means for the data; may be empty.
+    /// What that means for the data.
     pub effect: String,
-    /// What the reader can do; may be empty.
+    /// What the reader can do.
     pub action: String,
 }
 
 impl Failure {
-    /// A failure with its code and what failed.
-    pub fn new(exit: Exit, what: impl Into<String>) -> Self {
+    /// A failure with its code and what failed; effect and action are those of the code's page.
+    pub fn new(code: Code, what: impl Into<String>) -> Self {
+        let page = code.page();
         Failure {
-            exit,
+            code,
             what: what.into(),
             place: String::new(),
-            effect: String::new(),
-            action: String::new(),
+            effect: page.effect.to_owned(),
+            action: page.action.to_owned(),
         }
     }
 
     /// A failure from an error and all its causes, each said once.
-    pub fn from_error(exit: Exit, error: &dyn std::error::Error) -> Self {
-        Failure::new(exit, chain(error))
+    pub fn from_error(code: Code, error: &dyn std::error::Error) -> Self {
+        Failure::new(code, chain(error))
+    }
+
+    /// Code of the process.
+    pub fn exit(&self) -> Exit {
+        self.code.exit()
     }
 
     /// Adds where.
@@ -78,43 +130,97 @@ impl Failure {
         self
     }
 
-    /// Adds the effect on the data.
+    /// Says the effect on the data more precisely than the code's page.
     #[must_use]
     pub fn effect(mut self, effect: impl Into<String>) -> Self {
         self.effect = effect.into();
         self
     }
 
-    /// Adds what to do.
+    /// Says what to do more precisely than the code's page.
     #[must_use]
     pub fn action(mut self, action: impl Into<String>) -> Self {
         self.action = action.into();
         self
     }
-}
 
-impl Failure {
     /// The same in one line, for logs and status pages.
     pub fn one_line(&self) -> String {
-        let mut line = self.what.clone();
+        let mut line = format!("{}: {}", self.code, self.what);
         if !self.place.is_empty() {
             line.push_str(&format!(" ({})", self.place));
         }
         for part in [&self.effect, &self.action] {
-            if !part.is_empty() {
-                line.push_str("; ");
-                line.push_str(part);
-            }
+            line.push_str("; ");
+            line.push_str(part.trim_end_matches('.'));
         }
         line
     }
+
+    /// The same as a document, for `--json`.
+    pub fn document(&self) -> FailureDocument {
+        let exit = self.exit();
+        FailureDocument {
+            error: FailureBody {
+                code: self.code.to_string(),
+                title: self.code.page().title.to_owned(),
+                message: self.what.clone(),
+                place: self.place.clone(),
+                effect: self.effect.clone(),
+                hint: self.action.clone(),
+                class: match exit {
+                    Exit::TryAgain => FailureClass::Retry,
+                    _ => FailureClass::Permanent,
+                },
+                exit_code: exit as u8,
+            },
+        }
+    }
 }
 
-/// The exit code that a class of error means when nothing more special is known.
-pub fn exit_of(class: Class) -> Exit {
+/// What a verb with `--json` prints when it fails: one line, the last of stderr.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct FailureDocument {
+    /// The failure.
+    pub error: FailureBody,
+}
+
+/// A failure in words and codes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct FailureBody {
+    /// `PITRnnnn`; `tikv-pitr explain CODE` prints its page.
+    pub code: String,
+    /// Title of that page.
+    pub title: String,
+    /// What failed, with its causes.
+    pub message: String,
+    /// On which object, address or file; may be empty.
+    pub place: String,
+    /// What it means for the data.
+    pub effect: String,
+    /// What to do.
+    pub hint: String,
+    /// Whether another try makes sense.
+    pub class: FailureClass,
+    /// Exit code of the process.
+    pub exit_code: u8,
+}
+
+/// Whether another try makes sense.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum FailureClass {
+    /// The same call may succeed later.
+    Retry,
+    /// Something must be changed first.
+    Permanent,
+}
+
+/// The code that a class of error means when nothing more special is known.
+pub fn code_of(class: Class) -> Code {
     match class {
-        Class::Retry | Class::Refresh => Exit::TryAgain,
-        Class::Permanent => Exit::Internal,
+        Class::Retry | Class::Refresh => Code::NotReady,
+        Class::Permanent => Code::Internal,
     }
 }
 
@@ -135,7 +241,7 @@ pub fn chain(error: &dyn std::error::Error) -> String {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "error: {}", self.what)?;
+        write!(f, "error[{}]: {}", self.code, self.what)?;
         for (label, text) in [
             ("where", &self.place),
             ("effect", &self.effect),
@@ -165,17 +271,35 @@ mod tests {
 
     #[test]
     fn a_failure_says_what_where_effect_and_action_in_that_order() {
-        let failure = Failure::new(Exit::Damage, "slice is damaged")
+        let failure = Failure::new(Code::ArchiveDamaged, "slice is damaged")
             .at("v1/a.log")
             .effect("nothing was restored")
             .action("take another copy");
         assert_eq!(
             failure.to_string(),
-            "error: slice is damaged\n  where: v1/a.log\n  effect: nothing was restored\n  do: take another copy"
+            "error[PITR1407]: slice is damaged\n  where: v1/a.log\n  effect: nothing was restored\n  do: take another copy"
         );
         assert_eq!(
             failure.one_line(),
-            "slice is damaged (v1/a.log); nothing was restored; take another copy"
+            "PITR1407: slice is damaged (v1/a.log); nothing was restored; take another copy"
+        );
+    }
+
+    #[test]
+    fn what_a_failure_does_not_say_itself_comes_from_the_page_of_its_code() {
+        let page = Code::StorageFull.page();
+        let document = Failure::new(Code::StorageFull, "no space").document().error;
+        assert_eq!(
+            (document.effect.as_str(), document.hint.as_str()),
+            (page.effect, page.action)
+        );
+        assert_eq!(document.code, "PITR1205");
+        assert_eq!(document.class, FailureClass::Retry);
+        assert_eq!(document.exit_code, 75);
+        let other = Failure::new(Code::TaskNotFound, "no task").document().error;
+        assert_eq!(
+            (other.class, other.exit_code),
+            (FailureClass::Permanent, 10)
         );
     }
 

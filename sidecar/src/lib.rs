@@ -6,6 +6,7 @@ pub mod admin;
 pub mod archive;
 pub mod cli;
 pub mod cluster;
+pub mod codes;
 pub mod config;
 pub mod failure;
 pub mod ranges;

@@ -5,8 +5,9 @@ use pitr_cluster::stores::StoreError;
 use pitr_format::Ts;
 use pitr_format::digest::ScanDigest;
 
-use crate::cluster::Cluster;
-use crate::failure::{Exit, Failure, exit_of};
+use crate::cluster::{Cluster, code_of_cluster};
+use crate::codes::Code;
+use crate::failure::Failure;
 use crate::ranges::RawRange;
 
 /// Whether no key is visible in any of the ranges at `ts`.
@@ -37,13 +38,13 @@ pub async fn digest(cluster: &Cluster, ranges: &[RawRange], ts: Ts) -> Result<Sc
 
 impl From<KvError> for Failure {
     fn from(error: KvError) -> Self {
-        let exit = match &error {
-            KvError::Locked { .. } => Exit::Conflict,
+        let code = match &error {
+            KvError::Locked { .. } => Code::KeyLocked,
             KvError::Pd(error) | KvError::Store(StoreError::Pd(error)) => {
                 return error.clone().into();
             }
-            other => exit_of(other.class()),
+            other => code_of_cluster(other.class()),
         };
-        Failure::from_error(exit, &error)
+        Failure::from_error(code, &error)
     }
 }

@@ -14,7 +14,8 @@ use uuid::Uuid;
 
 use crate::archive::{self, Found};
 use crate::cluster::Cluster;
-use crate::failure::{Exit, Failure};
+use crate::codes::Code;
+use crate::failure::Failure;
 use crate::ranges::RawRange;
 use crate::scan;
 use crate::time::{self, Point};
@@ -130,7 +131,7 @@ async fn refuse_running(cluster: &Cluster) -> Result<(), Failure> {
     match imports.first() {
         None => Ok(()),
         Some(import) => Err(
-            Failure::new(Exit::Conflict, "an import or a restore is running")
+            Failure::new(Code::ImportRunning, "an import or a restore is running")
                 .at(String::from_utf8_lossy(&import.key).into_owned())
                 .effect("nothing was changed; what it writes would not be in the log")
                 .action("wait for its end"),
@@ -144,10 +145,10 @@ fn resolve_start(start: Option<&Point>, now: Ts) -> Result<Ts, Failure> {
     };
     let ts = point
         .resolve(now, Some(now))
-        .map_err(|error| Failure::from_error(Exit::Usage, &error))?;
+        .map_err(|error| Failure::from_error(Code::BadTime, &error))?;
     if ts > now || ts.is_zero() {
         let what = format!("start-ts {} is not in the past", time::line(ts));
-        return Err(Failure::new(Exit::Usage, what)
+        return Err(Failure::new(Code::BadTime, what)
             .at(format!("PD's now is {}", time::line(now)))
             .action("leave `--start-ts` out to start now"));
     }
@@ -185,7 +186,7 @@ fn resume(
     {
         let old = begun.iter().map(crate::ranges::show).collect::<Vec<_>>();
         return Err(Failure::new(
-            Exit::Conflict,
+            Code::OtherRanges,
             "the archive was begun with other key ranges",
         )
         .at(format!("{}: {}", info.uri, old.join(" ")))
@@ -217,7 +218,7 @@ async fn hold_gc(cluster: &Cluster, start_ts: Ts) -> Result<(), Failure> {
     }
     let gc = gc.max(min);
     Err(Failure::new(
-        Exit::Gap,
+        Code::HistoryGone,
         format!("history at {} may be removed already", time::line(start_ts)),
     )
     .at(format!("GC safepoint {}", time::line(gc)))
@@ -250,7 +251,7 @@ mod tests {
         assert_eq!(resolve_start(Some(&Point::Latest), NOW), Ok(NOW));
         for wrong in [NOW.next(), Ts::ZERO] {
             let failure = resolve_start(Some(&Point::Tso(wrong)), NOW).unwrap_err();
-            assert_eq!(failure.exit, Exit::Usage);
+            assert_eq!(failure.code, Code::BadTime);
         }
     }
 }

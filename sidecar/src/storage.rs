@@ -4,7 +4,8 @@ use pitr_proto::backup::{StreamBackupTaskInfo, storage_backend::Backend};
 use pitr_storage::cloud::Secret;
 use pitr_storage::{CloudOptions, Location, SharedStorage, StorageError, StorageErrorKind};
 
-use crate::failure::{Exit, Failure};
+use crate::codes::Code;
+use crate::failure::Failure;
 
 /// Opens an archive that exists, for reading.
 pub fn open_existing(url: &str) -> Result<SharedStorage, Failure> {
@@ -63,22 +64,23 @@ pub fn uri_of_task(info: &StreamBackupTaskInfo) -> String {
     }
 }
 
-/// The exit code that a storage error means.
-pub fn exit_of_storage(kind: StorageErrorKind) -> Exit {
+/// The code that a storage error means.
+pub fn code_of_storage(kind: StorageErrorKind) -> Code {
     match kind {
-        StorageErrorKind::NotFound => Exit::NotFound,
-        StorageErrorKind::PermissionDenied => Exit::Auth,
-        StorageErrorKind::AlreadyExists => Exit::Conflict,
-        StorageErrorKind::InvalidConfig => Exit::Usage,
-        StorageErrorKind::OutOfRange => Exit::Damage,
-        StorageErrorKind::InvalidPath => Exit::Internal,
-        StorageErrorKind::NoSpace | StorageErrorKind::Transient => Exit::TryAgain,
+        StorageErrorKind::NotFound => Code::ObjectNotFound,
+        StorageErrorKind::PermissionDenied => Code::StorageDenied,
+        StorageErrorKind::AlreadyExists => Code::ObjectExists,
+        StorageErrorKind::InvalidConfig => Code::BadStorageUrl,
+        StorageErrorKind::OutOfRange => Code::ArchiveDamaged,
+        StorageErrorKind::InvalidPath => Code::Internal,
+        StorageErrorKind::NoSpace => Code::StorageFull,
+        StorageErrorKind::Transient => Code::StorageUnreachable,
     }
 }
 
 impl From<StorageError> for Failure {
     fn from(error: StorageError) -> Self {
-        Failure::from_error(exit_of_storage(error.kind), &error).at(error.uri.clone())
+        Failure::from_error(code_of_storage(error.kind), &error).at(error.uri.clone())
     }
 }
 
@@ -87,6 +89,7 @@ mod tests {
     use pitr_proto::backup::{S3, StorageBackend};
 
     use super::*;
+    use crate::failure::Exit;
 
     #[test]
     fn the_storage_of_a_task_is_shown_without_its_keys() {
@@ -129,9 +132,12 @@ mod tests {
     #[test]
     fn a_storage_that_refuses_us_is_an_authorisation_failure() {
         assert_eq!(
-            exit_of_storage(StorageErrorKind::PermissionDenied),
+            code_of_storage(StorageErrorKind::PermissionDenied).exit(),
             Exit::Auth
         );
-        assert_eq!(exit_of_storage(StorageErrorKind::Transient), Exit::TryAgain);
+        assert_eq!(
+            code_of_storage(StorageErrorKind::Transient).exit(),
+            Exit::TryAgain
+        );
     }
 }

@@ -3,11 +3,13 @@
 //! A flag that names a point takes a TSO, RFC 3339 with offset, BR's `2006-01-02 15:04:05+0800`,
 //! `-10m` (before now) or `latest`. Pure: "now" and "latest" are given by the caller.
 
+use std::fmt;
 use std::time::Duration;
 
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, Zoned};
 use pitr_format::Ts;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 /// A point as it was written; [`Point::resolve`] makes a ts of it.
@@ -100,7 +102,7 @@ pub fn local_now() -> Ts {
 }
 
 /// One point in all the forms that we print.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Shown {
     /// The TSO.
     pub tso: u64,
@@ -133,10 +135,15 @@ fn show_in(ts: Ts, zone: TimeZone) -> Shown {
     }
 }
 
+impl fmt::Display for Shown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({}; {})", self.tso, self.local, self.utc)
+    }
+}
+
 /// `TSO (local; UTC)`, the form of all text output.
 pub fn line(ts: Ts) -> String {
-    let shown = show(ts);
-    format!("{} ({}; {})", shown.tso, shown.local, shown.utc)
+    show(ts).to_string()
 }
 
 /// How far `ts` lies behind `now`; zero when it does not.

@@ -4,12 +4,13 @@
 use std::collections::BTreeMap;
 
 use parking_lot::Mutex;
+use schemars::JsonSchema;
 use serde::{Serialize, Serializer};
 
 use crate::time;
 
 /// Where a task stands on this store.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(tag = "state", rename_all = "snake_case")]
 pub enum TaskState {
     /// Its storage is being opened and its regions registered.
@@ -32,7 +33,7 @@ pub enum TaskState {
 }
 
 /// One task on this store.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct TaskStatus {
     /// Name of the task.
     pub name: String,
@@ -79,7 +80,7 @@ impl TaskStatus {
 }
 
 /// The whole page.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, JsonSchema)]
 pub struct SidecarStatus {
     /// Version of the binary.
     pub version: String,
@@ -91,6 +92,7 @@ pub struct SidecarStatus {
     pub waiting_for: String,
     /// Tasks by name; a list in JSON.
     #[serde(serialize_with = "as_list")]
+    #[schemars(with = "Vec<TaskStatus>")]
     pub tasks: BTreeMap<String, TaskStatus>,
 }
 

@@ -1,6 +1,10 @@
 //! Flags that several verbs share, in BR's words.
 
 use clap::Args;
+use serde::Serialize;
+
+use super::output;
+use crate::failure::Failure;
 
 /// How to reach the cluster.
 #[derive(Clone, Debug, Args)]
@@ -30,4 +34,19 @@ pub struct OutputArgs {
     /// Print one JSON document instead of text.
     #[arg(long)]
     pub json: bool,
+}
+
+impl OutputArgs {
+    /// Prints a result to stdout: as one JSON document, or as the text that `text` makes of it.
+    pub fn show(
+        self,
+        document: &impl Serialize,
+        text: impl FnOnce() -> String,
+    ) -> Result<(), Failure> {
+        match self.json {
+            true => output::json(document)?,
+            false => output::data(&text()),
+        }
+        Ok(())
+    }
 }

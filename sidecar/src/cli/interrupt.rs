@@ -2,7 +2,8 @@
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::failure::{Exit, Failure};
+use crate::codes::Code;
+use crate::failure::Failure;
 
 /// Both signals, from [`Interrupt::listen`] on: they no longer end the process by themselves.
 pub struct Interrupt {
@@ -13,7 +14,7 @@ pub struct Interrupt {
 impl Interrupt {
     /// Begins to listen.
     pub fn listen() -> Result<Self, Failure> {
-        let of = |kind| signal(kind).map_err(|e| Failure::from_error(Exit::Internal, &e));
+        let of = |kind| signal(kind).map_err(|e| Failure::from_error(Code::Internal, &e));
         Ok(Interrupt {
             term: of(SignalKind::terminate())?,
             int: of(SignalKind::interrupt())?,

@@ -1,10 +1,12 @@
 //! `log metadata`: the window that an archive covers. Needs the storage alone.
 
 use pitr_format::Ts;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::args::{OutputArgs, StorageArgs};
 use super::{Outcome, output};
+use crate::codes::Code;
 use crate::failure::{Exit, Failure};
 use crate::{archive, storage, time};
 
@@ -17,9 +19,12 @@ pub struct Args {
     output: OutputArgs,
 }
 
-#[derive(Debug, Serialize)]
-struct Report {
+/// The window that an archive covers.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct Report {
+    /// The storage, without credentials.
     storage: String,
+    /// The cluster that it was taken from.
     cluster_id: u64,
     /// Begin of the log.
     start: time::Shown,
@@ -27,8 +32,9 @@ struct Report {
     min: time::Shown,
     /// Largest restored-ts; equal to `min` while there is no checkpoint.
     max: time::Shown,
-    /// Whether the ranges were empty at the start: `None` = nobody looked.
+    /// Whether the archive proves that the ranges were empty at the start.
     proven_empty: bool,
+    /// What a reader should know about the archive.
     warnings: Vec<String>,
 }
 
@@ -38,7 +44,7 @@ pub async fn run(args: Args) -> Outcome {
     let info = archive::info(storage.as_ref()).await?;
     let Some(meta) = &info.backup_meta else {
         return Err(
-            Failure::new(Exit::NotFound, "the storage has no `backupmeta`")
+            Failure::new(Code::NoBackupMeta, "the storage has no `backupmeta`")
                 .at(storage.uri())
                 .action("`tikv-pitr verify data` can still check what is there"),
         );
@@ -54,22 +60,22 @@ pub async fn run(args: Args) -> Outcome {
         proven_empty: info.proven_empty(),
         warnings: info.warnings(),
     };
-    if args.output.json {
-        output::json(&report)?;
-        return Ok(Exit::Ok);
+    args.output.show(&report, || text(&report))?;
+    if !args.output.json {
+        for warning in &report.warnings {
+            output::say(&format!("warning: {warning}"));
+        }
     }
-    output::data(&format!("storage: {}", report.storage));
-    output::data(&format!("cluster: {}", report.cluster_id));
-    output::data(&format!("start: {}", time::line(meta.start_ts)));
-    output::data(&format!("min-ts: {}", time::line(min)));
-    output::data(&format!("max-ts: {}", time::line(max)));
+    Ok(Exit::Ok)
+}
+
+fn text(report: &Report) -> String {
     let base = match report.proven_empty {
         true => "not needed: the ranges were empty at the start",
         false => "needed: nothing proves that the ranges were empty at the start",
     };
-    output::data(&format!("base snapshot: {base}"));
-    for warning in &report.warnings {
-        output::say(&format!("warning: {warning}"));
-    }
-    Ok(Exit::Ok)
+    format!(
+        "storage: {}\ncluster: {}\nstart: {}\nmin-ts: {}\nmax-ts: {}\nbase snapshot: {base}",
+        report.storage, report.cluster_id, report.start, report.min, report.max
+    )
 }

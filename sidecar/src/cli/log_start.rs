@@ -1,10 +1,12 @@
 //! `log start`: registers a task as `br log start` does, with key ranges instead of tables.
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::args::{OutputArgs, PdArgs, StorageArgs};
 use super::{Outcome, output};
 use crate::cluster::Cluster;
+use crate::codes::Code;
 use crate::failure::{Exit, Failure};
 use crate::ranges::{self, RawRange};
 use crate::start::{self, Request, Started};
@@ -33,25 +35,32 @@ pub struct Args {
     output: OutputArgs,
 }
 
-#[derive(Debug, Serialize)]
-struct Report {
+/// A task that was registered.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct Report {
+    /// Its name.
     task: String,
+    /// Its storage, without credentials.
     storage: String,
+    /// Begin of its log.
     start: time::Shown,
+    /// Its key ranges, hex.
     ranges: Vec<String>,
+    /// It goes on with an archive that was there.
     restarted: bool,
+    /// Whether the ranges were empty at the start; null when it was not looked (a restart).
     ranges_were_empty: Option<bool>,
 }
 
 /// Runs the verb.
 pub async fn run(args: Args) -> Outcome {
-    let usage = |error: &dyn std::error::Error| Failure::from_error(Exit::Usage, error);
     let mut wanted = args.ranges.clone();
     let prefixes = args.prefixes.iter();
     wanted.extend(prefixes.map(|prefix| ranges::prefix_range(prefix.as_bytes())));
-    let wanted = ranges::task_ranges(wanted).map_err(|error| usage(&error))?;
+    let wanted =
+        ranges::task_ranges(wanted).map_err(|error| Failure::from_error(Code::BadRange, &error))?;
     let point = args.start_ts.as_deref().map(Point::parse).transpose();
-    let point = point.map_err(|error: TimeError| usage(&error))?;
+    let point = point.map_err(|error: TimeError| Failure::from_error(Code::BadTime, &error))?;
     let cluster = Cluster::connect(&args.pd.pd).await?;
     let started = start::start(
         &cluster,
@@ -79,12 +88,13 @@ fn print(args: &Args, started: &Started) -> Result<(), Failure> {
         restarted: started.restarted,
         ranges_were_empty: started.ranges_were_empty,
     };
-    if args.output.json {
-        return output::json(&report);
-    }
-    output::data(&format!("task: {}", report.task));
-    output::data(&format!("storage: {}", report.storage));
-    output::data(&format!("start: {}", time::line(started.start_ts)));
-    output::data(&format!("ranges: {}", report.ranges.join(" ")));
-    Ok(())
+    args.output.show(&report, || {
+        format!(
+            "task: {}\nstorage: {}\nstart: {}\nranges: {}",
+            report.task,
+            report.storage,
+            time::line(started.start_ts),
+            report.ranges.join(" ")
+        )
+    })
 }

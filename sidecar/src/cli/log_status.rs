@@ -5,11 +5,13 @@ use std::time::Duration;
 
 use pitr_cluster::tasks::Task;
 use pitr_format::Ts;
+use schemars::JsonSchema;
 use serde::Serialize;
 
+use super::Outcome;
 use super::args::{OutputArgs, PdArgs};
-use super::{Outcome, output};
 use crate::cluster::Cluster;
+use crate::codes::Code;
 use crate::failure::{Exit, Failure};
 use crate::serve::GAP_CODE;
 use crate::{ranges, storage, time};
@@ -29,16 +31,18 @@ pub struct Args {
     output: OutputArgs,
 }
 
-#[derive(Debug, Serialize)]
-struct Report {
+/// The tasks of a cluster and how far their logs reach.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct Report {
     cluster_id: u64,
     now: u64,
     gc_safe_point: u64,
     tasks: Vec<TaskReport>,
 }
 
-#[derive(Debug, Serialize)]
-struct TaskReport {
+/// One task.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct TaskReport {
     name: String,
     start_ts: u64,
     end_ts: u64,
@@ -56,20 +60,23 @@ struct TaskReport {
     last_errors: Vec<StoreError>,
 }
 
-#[derive(Debug, Serialize)]
-struct StoreProgress {
+/// What a store has published.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct StoreProgress {
     store_id: u64,
     checkpoint: u64,
 }
 
-#[derive(Debug, Serialize)]
-struct StoreError {
+/// The last error of a store.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct StoreError {
     store_id: u64,
     last_error: LastError,
 }
 
-#[derive(Debug, Serialize)]
-struct LastError {
+/// An error as it stands in PD.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct LastError {
     happen_at: u64,
     error_code: String,
     error_message: String,
@@ -95,16 +102,13 @@ pub async fn run(args: Args) -> Outcome {
         report.tasks.push(describe(&cluster, task, now).await?);
     }
     if let (Some(name), true) = (&args.task_name, report.tasks.is_empty()) {
-        return Err(
-            Failure::new(Exit::NotFound, format!("task {name:?} is not registered"))
-                .action("`tikv-pitr log status` without a name lists what is"),
-        );
+        return Err(Failure::new(
+            Code::TaskNotFound,
+            format!("task {name:?} is not registered"),
+        )
+        .action("`tikv-pitr log status` without a name lists what is"));
     }
-    if args.output.json {
-        output::json(&report)?;
-    } else {
-        print_text(&report);
-    }
+    args.output.show(&report, || text(&report))?;
     judge(&report, args.max_lag)
 }
 
@@ -116,13 +120,15 @@ fn judge(report: &Report, max_lag: Option<Duration>) -> Outcome {
             .iter()
             .find(|error| error.last_error.error_code == GAP_CODE);
         if let Some(error) = gap {
-            return Err(Failure::new(Exit::Gap, &error.last_error.error_message)
-                .at(format!("task {}, store {}", task.name, error.store_id))
-                .effect(format!(
-                    "the archive can be restored up to {} only",
-                    task.checkpoint
-                ))
-                .action("take a new full copy and start a new task into a new archive"));
+            return Err(
+                Failure::new(Code::HistoryGone, &error.last_error.error_message)
+                    .at(format!("task {}, store {}", task.name, error.store_id))
+                    .effect(format!(
+                        "the archive can be restored up to {} only",
+                        task.checkpoint
+                    ))
+                    .action("take a new full copy and start a new task into a new archive"),
+            );
         }
         if let Some(limit) = max_lag
             && task.lag_seconds > limit.as_secs_f64()
@@ -133,7 +139,7 @@ fn judge(report: &Report, max_lag: Option<Duration>) -> Outcome {
                 task.lag_seconds,
                 humantime::format_duration(limit)
             );
-            return Err(Failure::new(Exit::Lag, what));
+            return Err(Failure::new(Code::LagOverLimit, what));
         }
     }
     Ok(Exit::Ok)
@@ -182,28 +188,34 @@ async fn describe(cluster: &Cluster, task: &Task, now: Ts) -> Result<TaskReport,
     })
 }
 
-fn print_text(report: &Report) {
+fn text(report: &Report) -> String {
     if report.tasks.is_empty() {
-        output::data("no task is registered");
+        return "no task is registered".to_owned();
     }
+    let mut lines = Vec::new();
     for task in &report.tasks {
-        output::data(&format!("name: {}", task.name));
-        output::data(&format!("status: {}", task.status));
-        output::data(&format!("start: {}", time::line(Ts::new(task.start_ts))));
-        output::data(&format!("storage: {}", task.storage));
-        output::data(&format!("ranges: {}", task.ranges.join(" ")));
-        output::data(&format!(
+        lines.push(format!("name: {}", task.name));
+        lines.push(format!("status: {}", task.status));
+        lines.push(format!("start: {}", time::line(Ts::new(task.start_ts))));
+        lines.push(format!("storage: {}", task.storage));
+        lines.push(format!("ranges: {}", task.ranges.join(" ")));
+        lines.push(format!(
             "checkpoint[global]: {}; gap={:.1}s",
-            time::line(Ts::new(task.checkpoint)),
-            task.lag_seconds
+            task.checkpoint_time, task.lag_seconds
         ));
-        for error in &task.last_errors {
-            output::data(&format!(
-                "error[store={}]: {} {}",
-                error.store_id, error.last_error.error_code, error.last_error.error_message
-            ));
-        }
+        lines.extend(task.last_errors.iter().map(|error| {
+            let LastError {
+                error_code,
+                error_message,
+                ..
+            } = &error.last_error;
+            format!(
+                "error[store={}]: {error_code} {error_message}",
+                error.store_id
+            )
+        }));
     }
+    lines.join("\n")
 }
 
 #[cfg(test)]
@@ -248,11 +260,11 @@ mod tests {
         assert_eq!(judge(&report(9.0, None), limit), Ok(Exit::Ok));
         assert_eq!(judge(&report(11.0, None), None), Ok(Exit::Ok));
         assert_eq!(
-            judge(&report(11.0, None), limit).unwrap_err().exit,
+            judge(&report(11.0, None), limit).unwrap_err().exit(),
             Exit::Lag
         );
         let gap = judge(&report(0.0, Some(GAP_CODE)), None).unwrap_err();
-        assert_eq!(gap.exit, Exit::Gap);
+        assert_eq!(gap.exit(), Exit::Gap);
         assert!(gap.effect.contains("up to 7"));
         assert_eq!(
             judge(&report(0.0, Some("KV:LogBackup:Pd")), None),

@@ -1,9 +1,11 @@
 //! `log stop`: removes a task and the safepoints that held GC for it.
 
 use pitr_format::Ts;
+use schemars::JsonSchema;
+use serde::Serialize;
 
-use super::args::PdArgs;
-use super::{Outcome, output};
+use super::Outcome;
+use super::args::{OutputArgs, PdArgs};
 use crate::cluster::Cluster;
 use crate::failure::{Exit, Failure};
 use crate::serve::guard;
@@ -16,6 +18,17 @@ pub struct Args {
     /// Name of the task.
     #[arg(long, value_name = "NAME")]
     task_name: String,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+/// A task that was removed.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct Report {
+    /// Its name.
+    task: String,
+    /// Service safepoints that do not hold GC any more.
+    released: Vec<String>,
 }
 
 /// Runs the verb.
@@ -23,13 +36,20 @@ pub async fn run(args: Args) -> Outcome {
     let cluster = Cluster::connect(&args.pd.pd).await?;
     cluster.tasks.stop(&args.task_name).await?;
     // The sidecars remove theirs when they see the task go; those that do not run cannot.
-    for id in safe_points_of(&cluster, &args.task_name).await? {
-        cluster.pd.set_service_safe_point(&id, 0, Ts::ZERO).await?;
+    let released = safe_points_of(&cluster, &args.task_name).await?;
+    for id in &released {
+        cluster.pd.set_service_safe_point(id, 0, Ts::ZERO).await?;
     }
-    output::say(&format!(
-        "task {} is stopped; its archive stays as it is",
-        args.task_name
-    ));
+    let report = Report {
+        task: args.task_name,
+        released,
+    };
+    args.output.show(&report, || {
+        format!(
+            "task {} is stopped; its archive stays as it is",
+            report.task
+        )
+    })?;
     Ok(Exit::Ok)
 }
 

@@ -3,22 +3,27 @@
 //! process.
 
 mod args;
+#[cfg(test)]
+mod documents;
+mod explain;
 mod interrupt;
 mod log_metadata;
 mod log_start;
 mod log_status;
 mod log_stop;
+mod logs;
 mod output;
 mod restore_point;
 mod serve;
 mod verify_data;
 mod verify_scan;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use tracing_subscriber::EnvFilter;
 
+use crate::codes::Code;
 use crate::failure::{Exit, Failure};
 
 /// Point-in-time recovery for TiKV: keeps a log of every change in object storage and brings a
@@ -43,6 +48,8 @@ enum Verb {
     /// Check an archive or a cluster.
     #[command(subcommand)]
     Verify(VerifyVerb),
+    /// Print the page of an error code; without a code, list all.
+    Explain(explain::Args),
 }
 
 #[derive(Debug, Subcommand)]
@@ -80,32 +87,43 @@ pub fn main() -> ExitCode {
 }
 
 /// [`main`] with the arguments given, program name first.
-pub fn run(args: impl IntoIterator<Item = std::ffi::OsString>) -> ExitCode {
+pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let args: Vec<OsString> = args.into_iter().collect();
+    // Looked for here as well, since a command line that cannot be parsed has to be answered too.
+    let json = args.iter().any(|arg| arg == "--json");
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
+        Err(error) if json && error.use_stderr() => return end(Err(misused(&error)), json),
         Err(error) => {
-            let code = if error.use_stderr() {
-                Exit::Usage
-            } else {
-                Exit::Ok
-            };
             // Nothing is left to do when even that cannot be printed.
             let _ = error.print();
-            return ExitCode::from(code as u8);
+            let exit = match error.use_stderr() {
+                true => Code::BadArguments.exit(),
+                false => Exit::Ok,
+            };
+            return ExitCode::from(exit as u8);
         }
     };
-    init_logs();
+    logs::init(matches!(&cli.verb, Verb::Serve(args) if args.json));
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
     {
         Ok(runtime) => runtime,
-        Err(error) => return end(Err(Failure::from_error(Exit::Internal, &error))),
+        Err(error) => return end(Err(Failure::from_error(Code::Internal, &error)), json),
     };
     let outcome = runtime.block_on(dispatch(cli.verb));
     // Threads that wait for a storage that hangs must not keep the process.
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));
-    end(outcome)
+    end(outcome, json)
+}
+
+/// What clap found wrong, without its usage lines.
+fn misused(error: &clap::Error) -> Failure {
+    let text = error.to_string();
+    let what = text.split("\n\n").next().unwrap_or_default();
+    let what = what.strip_prefix("error: ").unwrap_or(what);
+    Failure::new(Code::BadArguments, what.replace('\n', " "))
 }
 
 async fn dispatch(verb: Verb) -> Outcome {
@@ -120,6 +138,7 @@ async fn dispatch(verb: Verb) -> Outcome {
                         into a new, empty cluster";
             interruptible_leaving(left, restore_point::run(args)).await
         }
+        Verb::Explain(args) => explain::run(args),
         Verb::Verify(VerifyVerb::Data(args)) => interruptible(verify_data::run(args)).await,
         Verb::Verify(VerifyVerb::Scan(args)) => interruptible(verify_scan::run(args)).await,
     }
@@ -136,30 +155,19 @@ async fn interruptible_leaving(left: &str, verb: impl Future<Output = Outcome>) 
     tokio::select! {
         outcome = verb => outcome,
         signal = tokio::signal::ctrl_c() => Err(match signal {
-            Ok(()) => Failure::new(Exit::Interrupted, "interrupted")
+            Ok(()) => Failure::new(Code::Interrupted, "interrupted")
                 .effect(left),
-            Err(error) => Failure::from_error(Exit::Internal, &error),
+            Err(error) => Failure::from_error(Code::Internal, &error),
         }),
     }
 }
 
-fn init_logs() {
-    let filter =
-        EnvFilter::try_from_env("TIKV_PITR_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let logs = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(output::colour_on_stderr());
-    // A second call in one process (tests) keeps the first subscriber.
-    let _ = logs.try_init();
-}
-
-fn end(outcome: Outcome) -> ExitCode {
+fn end(outcome: Outcome, json: bool) -> ExitCode {
     let exit = match outcome {
         Ok(exit) => exit,
         Err(failure) => {
-            output::say(&failure.to_string());
-            failure.exit
+            output::failure(&failure, json);
+            failure.exit()
         }
     };
     ExitCode::from(exit as u8)

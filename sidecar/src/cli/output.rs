@@ -4,7 +4,8 @@ use std::io::{IsTerminal, Write};
 
 use serde::Serialize;
 
-use crate::failure::{Exit, Failure};
+use crate::codes::Code;
+use crate::failure::Failure;
 
 /// Prints one line (or block) of data to stdout. A closed pipe is the reader's choice, not an
 /// error.
@@ -20,19 +21,23 @@ pub fn say(text: &str) {
 /// Prints one JSON document to stdout.
 pub fn json(value: &impl Serialize) -> Result<(), Failure> {
     let text = serde_json::to_string_pretty(value)
-        .map_err(|error| Failure::from_error(Exit::Internal, &error))?;
+        .map_err(|error| Failure::from_error(Code::Internal, &error))?;
     data(&text);
     Ok(())
 }
 
-/// Whether stderr is a terminal, so that a bar may be drawn.
-pub fn terminal_on_stderr() -> bool {
-    std::io::stderr().is_terminal()
+/// Prints a failure to stderr: four lines for people, or one line of JSON, always the last.
+pub fn failure(failure: &Failure, as_json: bool) {
+    match as_json {
+        // A struct of texts and numbers always has a JSON form.
+        true => say(&serde_json::to_string(&failure.document()).unwrap_or_default()),
+        false => say(&failure.to_string()),
+    }
 }
 
-/// Whether stderr may be coloured (`NO_COLOR` says no).
-pub fn colour_on_stderr() -> bool {
-    terminal_on_stderr() && std::env::var_os("NO_COLOR").is_none()
+/// Whether stderr is a terminal that may be drawn and coloured on (`NO_COLOR` says no).
+pub fn lively_stderr() -> bool {
+    std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none()
 }
 
 /// `1.5 MiB`, `2.0 GiB`.

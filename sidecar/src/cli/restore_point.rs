@@ -11,12 +11,14 @@ use pitr_format::digest::ScanDigest;
 use pitr_restore_worker::restore::{Stage, target_ranges};
 use pitr_restore_worker::rewrite::Rewrite;
 use pitr_restore_worker::{Archive, Plan, Progress, Report, RestoreOptions};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::args::{OutputArgs, PdArgs, StorageArgs};
 use super::interrupt::Interrupt;
 use super::{Outcome, output};
 use crate::cluster::{Cluster, now_or_local};
+use crate::codes::Code;
 use crate::config::ByteSize;
 use crate::failure::{Exit, Failure};
 use crate::ranges::RawRange;
@@ -52,52 +54,95 @@ pub struct Args {
     output: OutputArgs,
 }
 
-#[derive(Debug, Serialize)]
-struct PlanReport {
+/// What the verb prints: the plan with `--dry-run`, else what was restored.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(untagged)]
+pub(super) enum Printed {
+    /// With `--dry-run`.
+    Plan(PlanReport),
+    /// Without.
+    Restored(RestoreReport),
+}
+
+/// What would be restored.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct PlanReport {
+    /// The archive, without credentials.
     archive: String,
+    /// Changes after this are restored.
     start: time::Shown,
+    /// Changes up to this, inclusive, are restored.
     restored: time::Shown,
+    /// Slices to read.
     slices: u64,
+    /// Records in them.
     records: u64,
+    /// Their bytes as stored.
     stored_bytes: u64,
+    /// Their bytes without compression.
     plain_bytes: u64,
+    /// Objects to read from.
     objects: u64,
+    /// Read requests to them.
     requests: usize,
 }
 
-#[derive(Debug, Serialize)]
-struct RestoreReport {
+/// What was restored.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct RestoreReport {
+    /// The archive, without credentials.
     archive: String,
+    /// The target.
     cluster_id: u64,
+    /// Changes after this were restored.
     start: time::Shown,
+    /// Changes up to this, inclusive, were restored.
     restored: time::Shown,
+    /// Records read from the archive.
     records_read: u64,
+    /// Records that were left out, by reason.
     filtered: FilteredReport,
+    /// Records that came twice.
     duplicates: u64,
+    /// Records written to the target.
     records_written: u64,
+    /// Their bytes.
     bytes_written: u64,
+    /// SST files that the target took.
     files: u64,
+    /// Time of the restore without the proof.
     seconds: f64,
+    /// Bytes written per second, in 10^6.
     mb_per_second: f64,
+    /// Digest over all records written.
     record_digest: String,
+    /// Digest over what a reader of the target sees at the restored time.
     scan_digest: String,
+    /// Keys that such a reader sees.
     keys: u64,
+    /// Whether the target shows, then and now, what the archive holds.
     verified: bool,
 }
 
-#[derive(Debug, Serialize)]
-struct FilteredReport {
+/// Records left out.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct FilteredReport {
+    /// All of them.
     total: u64,
+    /// Committed before the start or after the restored time.
     out_of_window: u64,
+    /// Locks and rollbacks hold no data.
     lock_or_rollback: u64,
+    /// Keys outside of the ranges.
     out_of_range: u64,
+    /// Values that no record to restore refers to.
     unreferenced_value: u64,
 }
 
 /// Runs the verb.
 pub async fn run(args: Args) -> Outcome {
     let point = args.restored_ts.as_deref().map(Point::parse).transpose();
-    let point = point.map_err(|error| Failure::from_error(Exit::Usage, &error))?;
+    let point = point.map_err(|error| Failure::from_error(Code::BadTime, &error))?;
     let archive = Archive::open(storage::open_existing(&args.storage.storage)?).await?;
     let now = match point {
         Some(Point::Ago(_)) => now_or_local(&args.pd.pd).await,
@@ -134,7 +179,7 @@ pub async fn run(args: Args) -> Outcome {
     let everything = [RawRange::default()];
     let proof = tokio::select! {
         proof = proof(&cluster, &everything, restored) => proof,
-        () = interrupt.received() => Err(Failure::new(Exit::Interrupted, "ended by a signal")),
+        () = interrupt.received() => Err(Failure::new(Code::Interrupted, "ended by a signal")),
     };
     let proof = proof.map_err(unverified)?;
     print(&args, &plan, &cluster, &report, elapsed, &proof)?;
@@ -180,7 +225,7 @@ fn judge(proof: &Proof, expected: &ScanDigest) -> Outcome {
             &proof.then,
         ),
     };
-    Err(Failure::new(Exit::Damage, what)
+    Err(Failure::new(Code::TargetDiffers, what)
         .at(format!(
             "scan digest {}, expected {}",
             line(seen),
@@ -193,7 +238,7 @@ fn judge(proof: &Proof, expected: &ScanDigest) -> Outcome {
 /// The data is there, but the proof could not be made.
 fn unverified(failure: Failure) -> Failure {
     Failure {
-        exit: Exit::Unverified,
+        code: Code::ProofNotMade,
         what: format!(
             "restored, but the target could not be read for the proof: {}",
             failure.what
@@ -205,13 +250,7 @@ fn unverified(failure: Failure) -> Failure {
 }
 
 fn show_plan(args: &Args, plan: &Plan) -> Outcome {
-    if !args.output.json {
-        output::data(&plan.to_string());
-        output::data(&format!("from:     {}", time::line(plan.start)));
-        output::data(&format!("to:       {}", time::line(plan.restored)));
-        return Ok(Exit::Ok);
-    }
-    output::json(&PlanReport {
+    let report = Printed::Plan(PlanReport {
         archive: plan.uri.clone(),
         start: time::show(plan.start),
         restored: time::show(plan.restored),
@@ -221,6 +260,10 @@ fn show_plan(args: &Args, plan: &Plan) -> Outcome {
         plain_bytes: plan.write.plain_bytes + plan.default.plain_bytes,
         objects: plan.objects,
         requests: plan.reads.len(),
+    });
+    args.output.show(&report, || {
+        let (from, to) = (time::line(plan.start), time::line(plan.restored));
+        format!("{plan}\nfrom:     {from}\nto:       {to}")
     })?;
     Ok(Exit::Ok)
 }
@@ -268,7 +311,7 @@ async fn write(
 }
 
 fn bar() -> ProgressBar {
-    if !output::terminal_on_stderr() {
+    if !output::lively_stderr() {
         return ProgressBar::hidden();
     }
     let bar = ProgressBar::new(0);
@@ -303,17 +346,7 @@ fn print(
 ) -> Result<(), Failure> {
     let verified = proof.holds(&report.expected_scan);
     let seen = &proof.then;
-    if !args.output.json {
-        output::data(&report.to_string());
-        output::data(&format!("restored to: {}", time::line(report.restored)));
-        output::data(&format!("scan digest: {seen} over {} keys", seen.count()));
-        output::data(&format!(
-            "verified:    {}",
-            if verified { "yes" } else { "no" }
-        ));
-        return Ok(());
-    }
-    output::json(&RestoreReport {
+    let printed = Printed::Restored(RestoreReport {
         archive: plan.uri.clone(),
         cluster_id: cluster.pd.cluster_id(),
         start: time::show(report.start),
@@ -336,5 +369,13 @@ fn print(
         scan_digest: seen.to_string(),
         keys: seen.count(),
         verified,
+    });
+    args.output.show(&printed, || {
+        let verified = if verified { "yes" } else { "no" };
+        format!(
+            "{report}\nrestored to: {}\nscan digest: {seen} over {} keys\nverified:    {verified}",
+            time::line(report.restored),
+            seen.count()
+        )
     })
 }

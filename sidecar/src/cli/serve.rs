@@ -7,6 +7,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use super::Outcome;
+use crate::codes::Code;
 use crate::config::{self, Config, ConfigError};
 use crate::failure::{Exit, Failure};
 use crate::serve;
@@ -18,13 +19,16 @@ pub struct Args {
     /// The configuration, TOML.
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
+    /// Write the log as JSON, one object a line.
+    #[arg(long)]
+    pub(super) json: bool,
 }
 
 /// Runs the verb.
 pub async fn run(args: Args) -> Outcome {
     let config = Config::load(&args.config).map_err(|error| bad_config(&args, &error))?;
     let (stop, stopped) = watch::channel(false);
-    let internal = |error: std::io::Error| Failure::from_error(Exit::Internal, &error);
+    let internal = |error: std::io::Error| Failure::from_error(Code::Internal, &error);
     let mut term = signal(SignalKind::terminate()).map_err(internal)?;
     let mut int = signal(SignalKind::interrupt()).map_err(internal)?;
     let serving = serve::serve(config, stopped);
@@ -38,7 +42,7 @@ pub async fn run(args: Args) -> Outcome {
         }
         signals += 1;
         if signals > 1 {
-            return Err(Failure::new(Exit::Interrupted, "ended by a second signal")
+            return Err(Failure::new(Code::Interrupted, "ended by a second signal")
                 .effect("what was not flushed is read again at the next start"));
         }
         tracing::info!("stopping after a last flush; a second signal ends at once");
@@ -48,7 +52,7 @@ pub async fn run(args: Args) -> Outcome {
 }
 
 fn bad_config(args: &Args, error: &ConfigError) -> Failure {
-    Failure::from_error(Exit::Config, error)
+    Failure::from_error(Code::BadConfig, error)
         .at(args.config.display().to_string())
         .effect("nothing was started")
         .action("correct the file; the keys are listed in `tikv-pitr serve --help`")

@@ -3,10 +3,12 @@
 
 use pitr_restore_worker::verify::{VerifyError, VerifyOptions, VerifyReport};
 use pitr_restore_worker::{Archive, verify};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::args::{OutputArgs, StorageArgs};
 use super::{Outcome, output};
+use crate::codes::Code;
 use crate::failure::{Exit, Failure};
 use crate::storage;
 
@@ -19,22 +21,35 @@ pub struct Args {
     output: OutputArgs,
 }
 
-#[derive(Debug, Serialize)]
-struct Report<'a> {
+/// What was found in an archive.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct Report<'a> {
+    /// The storage, without credentials.
     storage: String,
+    /// Metas read.
     metas: u64,
+    /// Log objects that they name.
     objects: u64,
+    /// Slices read.
     slices: u64,
+    /// Records in them.
     records: u64,
+    /// Bytes read.
     bytes: u64,
+    /// Damage; the exit code is 20 if there is any.
     problems: Vec<Problem<'a>>,
+    /// Log objects that no meta names; no fault.
     unreferenced: &'a [String],
+    /// What a reader should know about the archive.
     warnings: &'a [String],
 }
 
-#[derive(Debug, Serialize)]
-struct Problem<'a> {
+/// One damaged object.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct Problem<'a> {
+    /// Its name.
     object: &'a str,
+    /// What is wrong with it.
     what: &'a str,
 }
 
@@ -44,10 +59,12 @@ pub async fn run(args: Args) -> Outcome {
     let uri = storage.uri();
     let archive = Archive::open(storage).await?;
     let found = verify(&archive, &VerifyOptions::default()).await?;
-    if args.output.json {
-        output::json(&report(&uri, &found))?;
-    } else {
-        print_text(&uri, &found);
+    let report = report(&uri, &found);
+    args.output.show(&report, || text(&report))?;
+    if !args.output.json {
+        for warning in &found.warnings {
+            output::say(&format!("warning: {warning}"));
+        }
     }
     judge(&uri, &found)
 }
@@ -72,22 +89,20 @@ fn report<'a>(uri: &str, found: &'a VerifyReport) -> Report<'a> {
     }
 }
 
-fn print_text(uri: &str, found: &VerifyReport) {
-    output::data(&format!("storage: {uri}"));
-    output::data(&format!("metas: {}", found.metas));
-    output::data(&format!("log objects: {}", found.objects));
-    output::data(&format!("slices: {}", found.slices));
-    output::data(&format!("records: {}", found.records));
-    output::data(&format!("read: {}", output::bytes(found.bytes)));
-    for damage in &found.problems {
-        output::data(&format!("damaged: {}: {}", damage.object, damage.what));
-    }
-    for object in &found.unreferenced {
-        output::data(&format!("unreferenced: {object}"));
-    }
-    for warning in &found.warnings {
-        output::say(&format!("warning: {warning}"));
-    }
+fn text(report: &Report) -> String {
+    let mut lines = vec![
+        format!("storage: {}", report.storage),
+        format!("metas: {}", report.metas),
+        format!("log objects: {}", report.objects),
+        format!("slices: {}", report.slices),
+        format!("records: {}", report.records),
+        format!("read: {}", output::bytes(report.bytes)),
+    ];
+    let problems = report.problems.iter();
+    lines.extend(problems.map(|problem| format!("damaged: {}: {}", problem.object, problem.what)));
+    let unreferenced = report.unreferenced.iter();
+    lines.extend(unreferenced.map(|object| format!("unreferenced: {object}")));
+    lines.join("\n")
 }
 
 fn judge(uri: &str, found: &VerifyReport) -> Outcome {
@@ -99,7 +114,7 @@ fn judge(uri: &str, found: &VerifyReport) -> Outcome {
         n => format!(" (and {n} more)"),
     };
     Err(Failure::new(
-        Exit::Damage,
+        Code::ArchiveDamaged,
         format!("the archive is damaged: {}{others}", first.what),
     )
     .at(format!("{} in {uri}", first.object))
@@ -111,7 +126,7 @@ impl From<VerifyError> for Failure {
     fn from(error: VerifyError) -> Self {
         match error {
             VerifyError::Storage(error) => error.into(),
-            VerifyError::Worker(_) => Failure::from_error(Exit::Internal, &error),
+            VerifyError::Worker(_) => Failure::from_error(Code::Internal, &error),
         }
     }
 }
@@ -134,7 +149,7 @@ mod tests {
             Damage::new("v1/b.log", "the object is missing"),
         ];
         let failure = judge("local:///a", &found).unwrap_err();
-        assert_eq!(failure.exit, Exit::Damage);
+        assert_eq!(failure.exit(), Exit::Damage);
         assert!(failure.to_string().contains("v1/a.log"), "{failure}");
         assert!(failure.what.contains("and 1 more"));
     }

@@ -1,11 +1,13 @@
 //! `verify scan`: the digest over what a running cluster shows at one ts. Two clusters that show
 //! the same have the same digest: that is how a restore is compared with its source.
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
+use super::Outcome;
 use super::args::{OutputArgs, PdArgs};
-use super::{Outcome, output};
 use crate::cluster::Cluster;
+use crate::codes::Code;
 use crate::failure::{Exit, Failure};
 use crate::ranges::{self, RawRange};
 use crate::scan;
@@ -26,20 +28,26 @@ pub struct Args {
     output: OutputArgs,
 }
 
-#[derive(Debug, Serialize)]
-struct Report {
+/// What a cluster shows at one moment.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct Report {
+    /// Id of the cluster.
     cluster_id: u64,
+    /// The moment.
     at: time::Shown,
+    /// Visible keys.
     keys: u64,
+    /// Digest over (user key, value) of all of them.
     digest: String,
 }
 
 /// Runs the verb.
 pub async fn run(args: Args) -> Outcome {
-    let usage = |error: &dyn std::error::Error| Failure::from_error(Exit::Usage, error);
+    let usage = |error: &dyn std::error::Error| Failure::from_error(Code::BadTime, error);
     let point = args.at.as_deref().map(Point::parse).transpose();
     let point = point.map_err(|error| usage(&error))?;
-    let wanted = ranges::task_ranges(args.ranges).map_err(|error| usage(&error))?;
+    let wanted = ranges::task_ranges(args.ranges)
+        .map_err(|error| Failure::from_error(Code::BadRange, &error))?;
     let cluster = Cluster::connect(&args.pd.pd).await?;
     let now = cluster.now().await?;
     let at = point.unwrap_or(Point::Tso(now)).resolve(now, Some(now));
@@ -47,7 +55,7 @@ pub async fn run(args: Args) -> Outcome {
     if at > now {
         // A read ahead of PD's clock can abort a TiKV.
         return Err(Failure::new(
-            Exit::Usage,
+            Code::BadTime,
             format!("{} lies in the future", time::line(at)),
         )
         .at(format!("PD's now is {}", time::line(now))));
@@ -59,12 +67,13 @@ pub async fn run(args: Args) -> Outcome {
         keys: digest.count(),
         digest: digest.to_string(),
     };
-    if args.output.json {
-        output::json(&report)?;
-    } else {
-        output::data(&format!("at: {}", time::line(at)));
-        output::data(&format!("keys: {}", report.keys));
-        output::data(&format!("scan digest: {}", report.digest));
-    }
+    args.output.show(&report, || {
+        format!(
+            "at: {}\nkeys: {}\nscan digest: {}",
+            time::line(at),
+            report.keys,
+            report.digest
+        )
+    })?;
     Ok(Exit::Ok)
 }

@@ -5,7 +5,8 @@
 use pitr_format::{EncodedRange, Ts};
 
 use crate::cluster::Cluster;
-use crate::failure::{Exit, Failure};
+use crate::codes::Code;
+use crate::failure::Failure;
 use crate::ranges::{self, RawRange};
 use crate::{scan, time};
 
@@ -18,15 +19,16 @@ pub async fn target(
 ) -> Result<(), Failure> {
     let own = cluster.pd.cluster_id();
     if source_cluster == Some(own) {
-        return Err(
-            refused("the target is the cluster that the archive was taken from")
-                .at(format!("cluster {own}"))
-                .action("restore into a new cluster"),
-        );
+        return Err(refused(
+            Code::TargetIsSource,
+            "the target is the cluster that the archive was taken from",
+        )
+        .at(format!("cluster {own}"))
+        .action("restore into a new cluster"));
     }
     let now = cluster.now().await?;
     if now <= restored {
-        return Err(refused("the target's clock is behind the restored time")
+        return Err(refused(Code::TargetClockBehind, "the target's clock is behind the restored time")
             .at(format!(
                 "PD's now is {}, restored-ts {}",
                 time::line(now),
@@ -36,15 +38,15 @@ pub async fn target(
     }
     let raw: Vec<RawRange> = ranges.iter().map(decode).collect::<Result<_, _>>()?;
     if !scan::is_empty(cluster, &raw, now).await? {
-        return Err(refused("the target is not empty")
+        return Err(refused(Code::TargetNotEmpty, "the target is not empty")
             .at(raw.iter().map(ranges::show).collect::<Vec<_>>().join(" "))
             .action("restore into a new, empty cluster"));
     }
     Ok(())
 }
 
-fn refused(what: &str) -> Failure {
-    Failure::new(Exit::Conflict, what).effect("nothing was written")
+fn refused(code: Code, what: &str) -> Failure {
+    Failure::new(code, what).effect("nothing was written")
 }
 
 fn decode(range: &EncodedRange) -> Result<RawRange, Failure> {
@@ -53,7 +55,7 @@ fn decode(range: &EncodedRange) -> Result<RawRange, Failure> {
         false => pitr_format::EncodedKey::from_encoded(encoded.clone())
             .decode()
             .map(bytes::Bytes::from)
-            .map_err(|error| Failure::from_error(Exit::Internal, &error)),
+            .map_err(|error| Failure::from_error(Code::Internal, &error)),
     };
     Ok((bound(&range.start)?, bound(&range.end)?))
 }

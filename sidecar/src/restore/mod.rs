@@ -11,8 +11,9 @@ pub mod target;
 use pitr_format::Ts;
 use pitr_restore_worker::{Archive, Plan, PlanError, RestoreError, Window};
 
-use crate::failure::{Exit, Failure, exit_of};
-use crate::storage::exit_of_storage;
+use crate::codes::Code;
+use crate::failure::{Failure, code_of};
+use crate::storage::code_of_storage;
 use crate::time::{self, Point};
 
 /// Resolves `--restored-ts`; the default is the archive's end. An archive without a head or
@@ -28,7 +29,7 @@ pub fn restored_ts(archive: &Archive, point: Option<&Point>, now: Ts) -> Result<
     let point = point.unwrap_or(&Point::Latest);
     point
         .resolve(now, Some(latest))
-        .map_err(|error| Failure::from_error(Exit::Usage, &error))
+        .map_err(|error| Failure::from_error(Code::BadTime, &error))
 }
 
 /// Plans the restore of the whole archive up to `restored`.
@@ -43,13 +44,15 @@ pub fn plan(archive: &Archive, restored: Ts, log_only: bool) -> Result<Plan, Fai
 }
 
 fn plan_failure(error: PlanError) -> Failure {
-    let exit = match &error {
-        PlanError::NoBackupMeta { .. } | PlanError::NoCheckpoint { .. } => Exit::NotFound,
-        PlanError::OutsideWindow { .. } | PlanError::NotProvenEmpty { .. } => Exit::Usage,
-        PlanError::Unsupported { .. } => Exit::Internal,
-        PlanError::Damage(_) => Exit::Damage,
+    let code = match &error {
+        PlanError::NoBackupMeta { .. } => Code::NoBackupMeta,
+        PlanError::NoCheckpoint { .. } => Code::NoCheckpoint,
+        PlanError::OutsideWindow { .. } => Code::OutsideWindow,
+        PlanError::NotProvenEmpty { .. } => Code::NotProvenEmpty,
+        PlanError::Unsupported { .. } => Code::UnsupportedArchive,
+        PlanError::Damage(_) => Code::ArchiveDamaged,
     };
-    let failure = Failure::from_error(exit, &error).effect("nothing was written");
+    let failure = Failure::from_error(code, &error).effect("nothing was written");
     match error {
         PlanError::OutsideWindow { min, max, .. } => failure
             .at(format!(
@@ -68,20 +71,22 @@ fn plan_failure(error: PlanError) -> Failure {
 /// How a restore that began ended badly. `touched`: the target was asked to take something;
 /// `written`: the records that it confirmed by then.
 pub fn restore_failure(error: &RestoreError, touched: bool, written: u64) -> Failure {
-    let exit = match error {
-        RestoreError::Damage(_) | RestoreError::NotProven(_) => Exit::Damage,
-        RestoreError::Cut(error) if error.is_damage() => Exit::Damage,
-        RestoreError::Storage(error) => exit_of_storage(error.kind),
-        RestoreError::TempDir { .. } | RestoreError::TooLittleMemory { .. } => Exit::Usage,
-        _ if touched => Exit::Partial,
-        other => exit_of(other.class()),
+    let code = match error {
+        RestoreError::Damage(_) => Code::ArchiveDamaged,
+        RestoreError::NotProven(_) => Code::TargetDiffers,
+        RestoreError::Cut(error) if error.is_damage() => Code::ArchiveDamaged,
+        RestoreError::Storage(error) => code_of_storage(error.kind),
+        RestoreError::TempDir { .. } => Code::BadTempDir,
+        RestoreError::TooLittleMemory { .. } => Code::TooLittleMemory,
+        _ if touched => Code::RestoredInPart,
+        other => code_of(other.class()),
     };
-    partial(Failure::from_error(exit, error), touched, written)
+    partial(Failure::from_error(code, error), touched, written)
 }
 
 /// A restore that a signal ended.
 pub fn interrupted(touched: bool, written: u64) -> Failure {
-    let failure = Failure::new(Exit::Interrupted, "the restore was ended by a signal");
+    let failure = Failure::new(Code::Interrupted, "the restore was ended by a signal");
     partial(failure, touched, written)
 }
 

@@ -26,8 +26,9 @@ use tokio::task::JoinHandle;
 use crate::admin::http::AdminServer;
 use crate::admin::{Board, Metrics, TaskState};
 use crate::cluster::Cluster;
+use crate::codes::Code;
 use crate::config::{Config, LogBackupConfig};
-use crate::failure::{Exit, Failure};
+use crate::failure::Failure;
 use crate::storage;
 use runner::Stop;
 
@@ -69,7 +70,7 @@ pub async fn serve_with(
     open_storage: OpenStorage,
 ) -> Result<(), Failure> {
     let board = Arc::new(Board::new());
-    let metrics = Metrics::new().map_err(|error| Failure::from_error(Exit::Internal, &error))?;
+    let metrics = Metrics::new().map_err(|error| Failure::from_error(Code::Internal, &error))?;
     let metrics = Arc::new(metrics);
     let admin = AdminServer::start(config.status_addr, board.clone(), metrics.clone())
         .await
@@ -114,14 +115,13 @@ pub async fn serve_with(
 }
 
 fn bind_failure(config: &Config, error: &std::io::Error) -> Failure {
-    let exit = match error.kind() {
-        std::io::ErrorKind::AddrInUse => Exit::Conflict,
-        std::io::ErrorKind::PermissionDenied => Exit::Auth,
-        _ => Exit::Config,
+    let code = match error.kind() {
+        std::io::ErrorKind::AddrInUse => Code::AdminAddressTaken,
+        std::io::ErrorKind::PermissionDenied => Code::AdminAddressDenied,
+        _ => Code::AdminAddressUnusable,
     };
-    Failure::new(exit, format!("cannot listen for admin HTTP: {error}"))
+    Failure::new(code, format!("cannot listen for admin HTTP: {error}"))
         .at(config.status_addr.to_string())
-        .action("choose another `status-addr`, or end the sidecar that already runs here")
 }
 
 /// Waits until `stop` turns true.
@@ -157,7 +157,7 @@ impl Supervisor {
                 event = self.events.recv() => match event {
                     Some(event) => self.handle(event).await,
                     None => return Err(Failure::new(
-                        Exit::Internal, "the follower of the task registry ended",
+                        Code::Internal, "the follower of the task registry ended",
                     )),
                 },
             }
@@ -166,7 +166,7 @@ impl Supervisor {
             return Ok(());
         }
         Err(Failure::new(
-            Exit::Partial,
+            Code::LastFlushFailed,
             "stopped, but the last flush did not become durable",
         )
         .effect("nothing is lost: the next start reads on from the checkpoint")

@@ -24,7 +24,8 @@ use super::sink::RegistrySink;
 use super::source::{Lost, Source};
 use super::{Context, hold};
 use crate::admin::TaskState;
-use crate::failure::{Exit, Failure, exit_of};
+use crate::codes::Code;
+use crate::failure::{Exit, Failure, code_of};
 use crate::{archive, storage, time};
 
 /// How often it is looked whether a flush is due by size.
@@ -124,7 +125,7 @@ impl Session {
         };
         let flusher = Flusher::open(archive.clone(), flusher_config, &env)
             .await
-            .map_err(|error| failed(exit_of(error.class()), &error))?;
+            .map_err(|error| failed(code_of(error.class()), &error))?;
         let sink = RegistrySink {
             tasks: context.cluster.tasks.clone(),
             task: task.name.clone(),
@@ -141,9 +142,9 @@ impl Session {
         };
         let publisher = Publisher::open(publisher_config, archive.clone(), Arc::new(sink), &env)
             .await
-            .map_err(|error| failed(exit_of(error.class()), &error))?;
+            .map_err(|error| failed(code_of(error.class()), &error))?;
         let observer = Observer::start(observer_config(context), env, ranges.clone())
-            .map_err(|error| failed(Exit::Internal, &error))?;
+            .map_err(|error| failed(Code::Internal, &error))?;
         let source = Source::start(context, ranges, publisher.frontier(), observer.clone())
             .map_err(End::not_loaded)?;
         let (globals, followed) = watch::channel(global);
@@ -233,11 +234,9 @@ impl Session {
     async fn flush(&mut self) -> Result<(), Trouble> {
         let mut generation = match self.generation.take() {
             Some(kept) => kept,
-            None => self
-                .observer
-                .seal()
-                .await
-                .map_err(|error| Trouble::Over(Failure::from_error(Exit::TryAgain, &error)))?,
+            None => self.observer.seal().await.map_err(|error| {
+                Trouble::Over(Failure::from_error(Code::ChangeStreamEnded, &error))
+            })?,
         };
         let result = self.flush_generation(&mut generation).await;
         if result.is_err() {
@@ -258,7 +257,7 @@ impl Session {
         self.still_the_archive().await?;
         let flushed = self.flusher.flush(generation, now).await;
         let proof = flushed.map_err(|error| {
-            let failure = Failure::from_error(exit_of(error.class()), &error);
+            let failure = Failure::from_error(code_of(error.class()), &error);
             match error {
                 // Storage failures of any kind may be mended outside: keep the generation.
                 pitr_observer::FlushError::Storage { .. }
@@ -275,7 +274,7 @@ impl Session {
             (0, None) => Ok(()),
             (0, Some(fault)) => Err(Trouble::Over(
                 Failure::new(
-                    Exit::TryAgain,
+                    Code::RowRefused,
                     format!("a row was refused: {}", fault.reason),
                 )
                 .at(format!("region {}", fault.region_id))
@@ -283,7 +282,7 @@ impl Session {
             )),
             (gaps, _) => Err(Trouble::Over(
                 Failure::new(
-                    Exit::TryAgain,
+                    Code::ReadTooLate,
                     format!("{gaps} ranges were read from too late"),
                 )
                 .effect("their checkpoint stays; everything is read again from it"),
@@ -302,7 +301,7 @@ impl Session {
                 let uri = self.archive.uri();
                 Err(Trouble::Over(archive::other_cluster(&uri, found, own)))
             }
-            Err(failure) if failure.exit == Exit::NotFound => Err(Trouble::Over(failure)),
+            Err(failure) if failure.exit() == Exit::NotFound => Err(Trouble::Over(failure)),
             Err(failure) => Err(Trouble::Again(failure)),
         }
     }
@@ -322,7 +321,7 @@ impl Session {
             }
             Err(error) => {
                 self.publish_failed = Some(Instant::now() + PUBLISH_AGAIN);
-                self.show_failing(&Failure::from_error(exit_of(error.class()), &error));
+                self.show_failing(&Failure::from_error(code_of(error.class()), &error));
             }
         }
     }
@@ -410,8 +409,8 @@ impl End {
     }
 }
 
-fn failed(exit: Exit, error: &dyn std::error::Error) -> End {
-    End::not_loaded(Failure::from_error(exit, error))
+fn failed(code: Code, error: &dyn std::error::Error) -> End {
+    End::not_loaded(Failure::from_error(code, error))
 }
 
 /// Where the task stands: the checkpoint that PD holds, if any, and the ts from which everything
@@ -442,7 +441,7 @@ async fn registered(context: &Context, task: &Task) -> Result<i64, End> {
         Some((info, revision)) if info == task.info => Ok(revision),
         _ => Err(End::not_loaded(
             Failure::new(
-                Exit::TryAgain,
+                Code::TaskReplaced,
                 "the task was stopped or registered anew meanwhile",
             )
             .effect("nothing is written; the task list is read again"),
@@ -457,7 +456,7 @@ fn clock_is_ahead(now: Ts, checkpoint: Ts) -> Result<(), Failure> {
         return Ok(());
     }
     Err(
-        Failure::new(Exit::TryAgain, "PD's clock is behind the checkpoint")
+        Failure::new(Code::ClockBehind, "PD's clock is behind the checkpoint")
             .at(format!(
                 "now {}, checkpoint {}",
                 time::line(now),
@@ -472,9 +471,11 @@ fn clock_is_ahead(now: Ts, checkpoint: Ts) -> Result<(), Failure> {
 fn accept(task: &Task) -> Result<(), Failure> {
     if task.encoded_ranges().is_empty() {
         // Nothing to wait for would look like everything being done.
-        return Err(Failure::new(Exit::Conflict, "the task has no key ranges")
-            .effect("nothing is tailed; the checkpoint stays")
-            .action("stop the task and start it again"));
+        return Err(
+            Failure::new(Code::TaskWithoutRanges, "the task has no key ranges")
+                .effect("nothing is tailed; the checkpoint stays")
+                .action("stop the task and start it again"),
+        );
     }
     use stream_backup_task_security_config::Encryption;
     let security = task.info.security_config.as_ref();
@@ -484,11 +485,12 @@ fn accept(task: &Task) -> Result<(), Failure> {
         None => false,
     };
     if encrypted {
-        return Err(
-            Failure::new(Exit::Conflict, "the task asks for an encrypted log")
-                .effect("nothing is written: it would be readable; the checkpoint stays")
-                .action("this version cannot encrypt; start the task without encryption"),
-        );
+        return Err(Failure::new(
+            Code::EncryptionUnsupported,
+            "the task asks for an encrypted log",
+        )
+        .effect("nothing is written: it would be readable; the checkpoint stays")
+        .action("this version cannot encrypt; start the task without encryption"));
     }
     Ok(())
 }

@@ -15,7 +15,8 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::Context;
-use crate::failure::{Exit, Failure};
+use crate::codes::Code;
+use crate::failure::Failure;
 use crate::time;
 
 /// Why no more changes come.
@@ -53,7 +54,7 @@ impl Source {
             Arc::new(move |range: &EncodedRange| frontier.min_over(range)),
         );
         let tracker = RegionTracker::new(context.cluster.pd.clone(), options)
-            .map_err(|error| Failure::from_error(Exit::Internal, &error))?;
+            .map_err(|error| Failure::from_error(Code::Internal, &error))?;
         let (tell, lost) = oneshot::channel();
         let pump = tokio::spawn(async move {
             let why = pump(tracker, observer).await;
@@ -69,7 +70,7 @@ impl Source {
         match (&mut self.lost).await {
             Ok(lost) => lost,
             Err(_) => Lost::Broken(Failure::new(
-                Exit::Internal,
+                Code::Internal,
                 "the reader of the change stream broke",
             )),
         }
@@ -93,7 +94,7 @@ async fn pump(mut tracker: RegionTracker, observer: ObserverHandle) -> Lost {
             }
             TrackerEvent::Failed { text } => {
                 return Lost::Broken(
-                    Failure::new(Exit::TryAgain, text).effect("the checkpoint stays"),
+                    Failure::new(Code::ChangeStreamEnded, text).effect("the checkpoint stays"),
                 );
             }
             TrackerEvent::Resolved { subs, ts } => {
@@ -124,10 +125,13 @@ async fn pump(mut tracker: RegionTracker, observer: ObserverHandle) -> Lost {
             }
         };
         if let Err(error) = handed {
-            return Lost::Broken(Failure::from_error(Exit::TryAgain, &error));
+            return Lost::Broken(Failure::from_error(Code::ChangeStreamEnded, &error));
         }
     }
-    Lost::Broken(Failure::new(Exit::TryAgain, "the change stream ended"))
+    Lost::Broken(Failure::new(
+        Code::ChangeStreamEnded,
+        "the change stream ended",
+    ))
 }
 
 async fn hand_over(

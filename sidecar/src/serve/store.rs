@@ -4,8 +4,9 @@
 use pitr_proto::metapb;
 
 use crate::cluster::Cluster;
+use crate::codes::Code;
 use crate::config::Config;
-use crate::failure::{Exit, Failure};
+use crate::failure::Failure;
 
 /// Finds the store of the configuration among PD's.
 pub async fn resolve(cluster: &Cluster, config: &Config) -> Result<metapb::Store, Failure> {
@@ -35,7 +36,7 @@ fn choose(
         .map(|store| format!("{} at {}", store.id, store.address))
         .collect();
     Err(
-        Failure::new(Exit::NotFound, format!("PD does not know {wanted}"))
+        Failure::new(Code::StoreNotFound, format!("PD does not know {wanted}"))
             .at(format!("stores of PD: {}", known.join(", ")))
             .effect("nothing is tailed")
             .action("set `store-address` to the address as PD has it, or `store-id`"),
@@ -65,11 +66,11 @@ mod tests {
     #[test]
     fn an_unknown_store_is_not_found_and_the_known_ones_are_named() {
         let failure = choose(&stores(), None, Some("c:1")).unwrap_err();
-        assert_eq!(failure.exit, Exit::NotFound);
+        assert_eq!(failure.code, Code::StoreNotFound);
         assert!(failure.place.contains("4 at b:20160"), "{failure}");
         assert_eq!(
-            choose(&stores(), Some(9), None).unwrap_err().exit,
-            Exit::NotFound
+            choose(&stores(), Some(9), None).unwrap_err().code,
+            Code::StoreNotFound
         );
     }
 }
