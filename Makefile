@@ -1,6 +1,9 @@
 # `make demo` runs the main job; `make test` is what CI runs. Both set up what is missing first.
 include scripts/env.mk
 
+# `version` tells it; a build without git does without.
+export PITR_COMMIT := $(shell git rev-parse --short=12 HEAD 2>/dev/null)
+
 .PHONY: sim setup build test lint demo playground soak bench fuzz
 
 setup:

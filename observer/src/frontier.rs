@@ -102,6 +102,27 @@ impl FrontierMap {
             .unwrap_or(Ts::MAX)
     }
 
+    /// The first stretch of `range` whose value is `ts`; the whole range if none is.
+    fn first_at(&self, range: &EncodedRange, ts: Ts) -> EncodedRange {
+        let inside = |key: &Bytes| range.end.is_empty() || key[..] < range.end[..];
+        let steps = || {
+            let after = self.steps.range(range.start.clone()..);
+            after.take_while(|(key, _)| inside(key))
+        };
+        let start = match self.value_at(&range.start) == ts {
+            true => Some(range.start.clone()),
+            false => steps()
+                .find(|(_, value)| **value == ts)
+                .map(|(key, _)| key.clone()),
+        };
+        let Some(start) = start else {
+            return range.clone();
+        };
+        let end = steps().find(|(key, value)| **key > start && **value != ts);
+        let end = end.map_or(range.end.clone(), |(key, _)| key.clone());
+        EncodedRange::new(start, end)
+    }
+
     /// Number of steps.
     pub fn len(&self) -> usize {
         self.steps.len()
@@ -177,6 +198,16 @@ impl SharedFrontier {
     /// The checkpoint of the whole task.
     pub fn global(&self) -> Ts {
         self.map.read().global(self.ranges.as_slice())
+    }
+
+    /// The first part of the task's ranges that has got no further than the checkpoint; nothing for
+    /// a task without ranges.
+    pub fn lowest(&self) -> Option<(EncodedRange, Ts)> {
+        let map = self.map.read();
+        let ranges = self.ranges.as_slice();
+        let ts = map.global(ranges);
+        let range = ranges.iter().find(|range| map.min_over(range) == ts)?;
+        Some((map.first_at(range, ts), ts))
     }
 
     /// The map as it is now; its steps outside of the task's ranges mean nothing.
@@ -299,5 +330,22 @@ mod tests {
             let steps: Vec<_> = map.steps.values().collect();
             prop_assert!(steps.windows(2).all(|pair| pair[0] != pair[1]));
         }
+    }
+
+    #[test]
+    fn the_lowest_part_is_the_first_stretch_of_the_tasks_ranges_that_stands_at_the_checkpoint() {
+        let shared = SharedFrontier::new(TaskRanges::new([range(1, 3), range(5, 9)]), Ts::new(10));
+        assert_eq!(shared.lowest(), Some((range(1, 3), Ts::new(10))));
+        let raise = |start, end, ts| {
+            shared.map.write().raise(&range(start, end), Ts::new(ts));
+        };
+        raise(0, 6, 20);
+        assert_eq!(shared.lowest(), Some((range(6, 9), Ts::new(10))));
+        raise(7, 9, 30);
+        assert_eq!(shared.lowest(), Some((range(6, 7), Ts::new(10))));
+        raise(6, 7, 40);
+        assert_eq!(shared.lowest(), Some((range(1, 3), Ts::new(20))));
+        let nothing = SharedFrontier::new(TaskRanges::new([]), Ts::new(1));
+        assert_eq!(nothing.lowest(), None);
     }
 }

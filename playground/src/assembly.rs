@@ -40,6 +40,8 @@ use crate::store::{IdAllocator, RegionIds, SplitError, Store, StoreOptions, cont
 /// Version that the store reports.
 pub const STORE_VERSION: &str = "8.5.6";
 const STORE_ID: u64 = 1;
+/// Ids of stores that do not exist.
+const GHOST_IDS: u64 = 1 << 32;
 const FIRST_REGION: RegionIds = RegionIds { region: 2, peer: 3 };
 /// Events that etcd keeps for watchers.
 const ETCD_HISTORY: usize = 10_000;
@@ -60,6 +62,8 @@ pub(crate) struct Parts {
     started_at: i64,
     interval: Duration,
     import_dir: PathBuf,
+    store_version: String,
+    ghost_stores: u64,
 }
 
 /// Splits take their ids from PD.
@@ -114,6 +118,8 @@ impl Parts {
             status_addr,
             interval: config.resolved_ts_interval,
             import_dir: config.data_dir.join("import"),
+            store_version: config.store_version.clone(),
+            ghost_stores: config.ghost_stores,
         }))
     }
 
@@ -155,6 +161,7 @@ impl Parts {
             store: self.store.clone(),
             meta: self.store_meta(),
             clock: self.clock.clone(),
+            ghosts: self.ghost_stores,
         });
         let pd = PdService::new(
             self.state.clone(),
@@ -201,7 +208,7 @@ impl Parts {
             id: self.store.store_id(),
             address: reachable(self.store_addr).to_string(),
             state: metapb::StoreState::Up.into(),
-            version: STORE_VERSION.to_owned(),
+            version: self.store_version.clone(),
             status_address: self
                 .status_addr
                 .map(|addr| reachable(addr).to_string())
@@ -258,6 +265,7 @@ struct StoreTopology {
     store: Arc<Store>,
     meta: metapb::Store,
     clock: Clock,
+    ghosts: u64,
 }
 
 impl Topology for StoreTopology {
@@ -267,6 +275,17 @@ impl Topology for StoreTopology {
             last_heartbeat: now_ms.saturating_mul(1_000_000),
             ..self.meta.clone()
         }
+    }
+
+    fn stores(&self) -> Vec<metapb::Store> {
+        let store = self.store();
+        let ghost = |n| metapb::Store {
+            id: GHOST_IDS + n,
+            address: format!("ghost-{n}:20160"),
+            ..store.clone()
+        };
+        let ghosts = (0..self.ghosts).map(ghost);
+        std::iter::once(store.clone()).chain(ghosts).collect()
     }
 
     fn regions(&self) -> Vec<metapb::Region> {

@@ -13,7 +13,7 @@ use std::time::Duration;
 use pitr_format::Class;
 use tokio::sync::oneshot;
 
-use crate::assembly::Parts;
+use crate::assembly::{Parts, STORE_VERSION};
 use crate::etcd::error::EtcdError;
 use crate::pd::state::StateError;
 use crate::store::OpenError;
@@ -40,6 +40,10 @@ pub struct PlaygroundConfig {
     pub cluster_id: Option<u64>,
     /// How often resolved timestamps are sent; at least [`MIN_RESOLVED_TS_INTERVAL`].
     pub resolved_ts_interval: Duration,
+    /// Version that the store reports.
+    pub store_version: String,
+    /// Stores that PD lists beside the real one, none of which exists: for those who have to notice.
+    pub ghost_stores: u64,
 }
 
 impl PlaygroundConfig {
@@ -53,6 +57,8 @@ impl PlaygroundConfig {
             status_addr: None,
             cluster_id: None,
             resolved_ts_interval: Duration::from_secs(1),
+            store_version: STORE_VERSION.to_owned(),
+            ghost_stores: 0,
         }
     }
 }

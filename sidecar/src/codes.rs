@@ -93,6 +93,12 @@ codes! {
         effect: "What was written so far stays; nothing is reported as done.",
         action: "Run the verb again."
     }
+    CannotWriteFile = 1009 {
+        title: "A file on this machine cannot be written",
+        cause: "The directory does not exist, is not writable, or the disk is full.",
+        effect: "None on any data of the cluster or the archive.",
+        action: "Give another directory."
+    }
     ClusterUnreachable = 1101 {
         title: "The cluster cannot be reached",
         cause: "PD, its etcd or a store does not answer, or has no leader at the moment.",
@@ -123,11 +129,29 @@ codes! {
         effect: "Nothing is tailed.",
         action: "Set `store-address` to the address as PD has it, or `store-id`."
     }
+    SeveralStores = 1106 {
+        title: "The cluster has more than one TiKV store",
+        cause: "This release tails one store; regions that another store leads would never be read.",
+        effect: "Nothing is tailed: the checkpoint could not move, and no data would be reported as safe that is not.",
+        action: "Use a cluster of one store, or remove the others (a store counts until it is a tombstone)."
+    }
+    UnsafeTikvVersion = 1107 {
+        title: "A TiKV that can abort under a change stream",
+        cause: "TiKV 8.5.0 to 8.5.3 has an assertion that an overlapped rollback can break while changes are tailed.",
+        effect: "Nothing was changed; tailing could end the TiKV process.",
+        action: "Upgrade TiKV to 8.5.4 or later; `--allow-unsafe-version` starts all the same."
+    }
     ClockBehind = 1108 {
         title: "PD's clock is behind the checkpoint",
         cause: "PD lost time, for example by a restore of its data; commits made now would lie below what counts as durable.",
         effect: "Nothing is published; changes made now would not count as new.",
         action: "Raise PD's TSO above the checkpoint, or take a new base and a new archive."
+    }
+    SidecarSilent = 1109 {
+        title: "The sidecar does not answer",
+        cause: "No process listens at the admin address, it hangs, or something else answers there.",
+        effect: "While no sidecar runs, the checkpoint stands still and the loss window grows; nothing that was reported is lost.",
+        action: "Start `tikv-pitr serve`, or give the right `--sidecar` address."
     }
     StorageUnreachable = 1201 {
         title: "The storage cannot be reached",
@@ -188,6 +212,18 @@ codes! {
         cause: "The keys of the task changed between each read and write.",
         effect: "Nothing was changed.",
         action: "Try again."
+    }
+    AlreadyPaused = 1306 {
+        title: "The task is paused already",
+        cause: "The pause key exists: somebody paused the task, or it was paused after an error.",
+        effect: "Nothing was changed.",
+        action: "`tikv-pitr log status` shows who paused it; `tikv-pitr log resume` lets it go on."
+    }
+    NotPaused = 1307 {
+        title: "The task is not paused",
+        cause: "There is no pause key.",
+        effect: "Nothing was changed.",
+        action: "`tikv-pitr log status` shows how the task stands."
     }
     ImportRunning = 1308 {
         title: "An import or a restore is running",

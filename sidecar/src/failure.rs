@@ -49,15 +49,21 @@ impl Code {
         use Code::*;
         match self {
             Internal | ClusterRefused => Exit::Internal,
-            BadArguments | BadTime | BadRange | BadAddress | BadStorageUrl | BadTaskName
-            | OutsideWindow | NotProvenEmpty | BadTempDir | TooLittleMemory => Exit::Usage,
+            BadArguments | BadTime | BadRange | BadAddress | BadStorageUrl | CannotWriteFile
+            | BadTaskName | OutsideWindow | NotProvenEmpty | BadTempDir | TooLittleMemory => {
+                Exit::Usage
+            }
             BadConfig | AdminAddressUnusable => Exit::Config,
             UnknownCode | StoreNotFound | ObjectNotFound | TaskNotFound | NoBackupMeta
             | NoCheckpoint => Exit::NotFound,
             WrongCluster
             | KeyLocked
+            | SeveralStores
+            | UnsafeTikvVersion
             | ObjectExists
             | TaskExists
+            | AlreadyPaused
+            | NotPaused
             | ImportRunning
             | OtherRanges
             | TaskWithoutRanges
@@ -77,7 +83,7 @@ impl Code {
             HistoryGone => Exit::Gap,
             ProofNotMade => Exit::Unverified,
             RestoredInPart | LastFlushFailed => Exit::Partial,
-            ClusterUnreachable | ClockBehind | StorageUnreachable | StorageFull
+            ClusterUnreachable | ClockBehind | SidecarSilent | StorageUnreachable | StorageFull
             | RegistryContended | TaskReplaced | ChangeStreamEnded | RowRefused | ReadTooLate
             | NotReady => Exit::TryAgain,
             Interrupted => Exit::Interrupted,

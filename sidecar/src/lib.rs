@@ -9,6 +9,8 @@ pub mod cluster;
 pub mod codes;
 pub mod config;
 pub mod failure;
+pub mod fitness;
+pub mod pause;
 pub mod ranges;
 pub mod restore;
 pub mod scan;

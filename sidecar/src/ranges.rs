@@ -103,6 +103,15 @@ pub fn show(range: &RawRange) -> String {
     )
 }
 
+/// [`show`] of a range of encoded keys; bounds that are no encoded key are shown as they are.
+pub fn show_encoded(range: &EncodedRange) -> String {
+    let decode = |key: &Bytes| {
+        let decoded = EncodedKey::from_encoded(key.clone()).decode();
+        decoded.map_or_else(|_| key.clone(), Bytes::from)
+    };
+    show(&(decode(&range.start), decode(&range.end)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

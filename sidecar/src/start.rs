@@ -9,6 +9,7 @@ use pitr_cluster::tasks::{Task, TaskError, keys};
 use pitr_format::Ts;
 use pitr_format::start_probe::StartProbe;
 use pitr_proto::backup::{CompressionType, StreamBackupTaskInfo};
+use pitr_proto::metapb;
 use pitr_restore_worker::archive::ArchiveInfo;
 use uuid::Uuid;
 
@@ -16,6 +17,7 @@ use crate::archive::{self, Found};
 use crate::cluster::Cluster;
 use crate::codes::Code;
 use crate::failure::Failure;
+use crate::fitness;
 use crate::ranges::RawRange;
 use crate::scan;
 use crate::time::{self, Point};
@@ -38,6 +40,8 @@ pub struct Request {
     pub start: Option<Point>,
     /// Raw ranges, sorted, not overlapping.
     pub ranges: Vec<RawRange>,
+    /// Also on a TiKV that can abort under a change stream.
+    pub allow_unsafe_version: bool,
 }
 
 /// What was registered.
@@ -62,6 +66,11 @@ pub async fn start(cluster: &Cluster, request: Request) -> Result<Started, Failu
     keys::check_name(&request.task)?;
     let storage = crate::storage::open(&request.storage_url)?;
     let backend = pitr_storage::backend_of_url(&request.storage_url)?;
+    let stores = cluster.tikv_stores().await?;
+    fitness::one_store(&stores)?;
+    if !request.allow_unsafe_version {
+        fitness::safe_version(&stores)?;
+    }
     refuse_running(cluster).await?;
     let now = cluster.now().await?;
     let mut started = Started {
@@ -89,7 +98,7 @@ pub async fn start(cluster: &Cluster, request: Request) -> Result<Started, Failu
                         .to_owned(),
                 );
             }
-            let version = cluster_version(cluster).await?;
+            let version = cluster_version(&stores);
             let cluster_id = cluster.pd.cluster_id();
             let found = StartProbe {
                 task: request.task.clone(),
@@ -226,13 +235,9 @@ async fn hold_gc(cluster: &Cluster, start_ts: Ts) -> Result<(), Failure> {
     .action("start a new log now into an empty storage, after a full copy"))
 }
 
-async fn cluster_version(cluster: &Cluster) -> Result<String, Failure> {
-    let stores = cluster.tikv_stores().await?;
-    Ok(stores
-        .into_iter()
-        .map(|store| store.version)
-        .min()
-        .unwrap_or_default())
+fn cluster_version(stores: &[metapb::Store]) -> String {
+    let versions = stores.iter().map(|store| store.version.clone());
+    versions.min().unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -6,10 +6,16 @@
 mod archives;
 #[path = "it/command.rs"]
 mod command;
+#[path = "it/pauses.rs"]
+mod pauses;
 #[path = "it/refusals.rs"]
 mod refusals;
 #[path = "it/rounds/mod.rs"]
 mod rounds;
+#[path = "it/status.rs"]
+mod status;
+#[path = "it/surfaces.rs"]
+mod surfaces;
 #[path = "it/system.rs"]
 mod system;
 #[path = "it/troubles.rs"]

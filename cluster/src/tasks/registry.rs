@@ -120,6 +120,41 @@ impl TaskRegistry {
         }
     }
 
+    /// The value of the task's pause key, if it is paused. Its form is the caller's.
+    pub async fn pause_value(&self, name: &str) -> Result<Option<Bytes>, TaskError> {
+        let key = keys::pause(name);
+        let found = self.etcd.get(key.as_bytes()).await?;
+        Ok(found.map(|kv| kv.value))
+    }
+
+    /// Pauses a task; false if it is gone or paused already, and then nothing was changed.
+    pub async fn pause(&self, name: &str, value: Vec<u8>) -> Result<bool, TaskError> {
+        keys::check_name(name)?;
+        let key = keys::pause(name);
+        let conditions = vec![
+            compare::exists(keys::info(name)),
+            compare::absent(key.clone()),
+        ];
+        let done = self.etcd.txn(conditions, vec![op::put(key, value)]).await?;
+        Ok(done.succeeded)
+    }
+
+    /// Ends a pause and forgets the errors that may have led to it; false if the task is gone or
+    /// not paused, and then nothing was changed.
+    pub async fn resume(&self, name: &str) -> Result<bool, TaskError> {
+        keys::check_name(name)?;
+        let key = keys::pause(name);
+        let conditions = vec![
+            compare::exists(keys::info(name)),
+            compare::exists(key.clone()),
+        ];
+        let operations = vec![
+            op::delete(key),
+            op::delete_prefix(keys::last_errors_of(name)),
+        ];
+        Ok(self.etcd.txn(conditions, operations).await?.succeeded)
+    }
+
     /// `central_global` of the task, if one was ever published.
     pub async fn global_checkpoint(&self, name: &str) -> Result<Option<Ts>, TaskError> {
         Ok(self.read_global(name).await?.map(|(ts, _)| ts))

@@ -236,7 +236,7 @@ impl Pd for PdService {
         self.check(request.get_ref().header.as_ref())?;
         Ok(Response::new(pdpb::GetAllStoresResponse {
             header: self.header(),
-            stores: vec![self.shared.topology.store()],
+            stores: self.shared.topology.stores(),
         }))
     }
 

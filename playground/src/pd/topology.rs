@@ -7,6 +7,10 @@ use pitr_proto::{metapb, pdpb};
 pub trait Topology: Send + Sync + 'static {
     /// The only store.
     fn store(&self) -> metapb::Store;
+    /// Every store that PD lists; the real one first.
+    fn stores(&self) -> Vec<metapb::Store> {
+        vec![self.store()]
+    }
     /// All regions in key order; together they cover the key space, and the first peer leads.
     fn regions(&self) -> Vec<metapb::Region>;
     /// Splits at encoded keys and returns the ids of the regions that came into being. Keys that

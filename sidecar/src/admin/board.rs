@@ -2,15 +2,17 @@
 //! read by the HTTP server; nothing decides anything by reading it.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use schemars::JsonSchema;
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 
 use crate::time;
 
 /// Where a task stands on this store.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "state", rename_all = "snake_case")]
 pub enum TaskState {
     /// Its storage is being opened and its regions registered.
@@ -32,8 +34,46 @@ pub enum TaskState {
     },
 }
 
+impl fmt::Display for TaskState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            TaskState::Loading => f.write_str("loading"),
+            TaskState::Running => f.write_str("running"),
+            TaskState::Paused => f.write_str("paused"),
+            TaskState::Failing {
+                reason,
+                since,
+                attempts,
+                ..
+            } => write!(f, "failing since {since} ({attempts} times): {reason}"),
+        }
+    }
+}
+
+/// What keeps a checkpoint from moving.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct HeldBy {
+    /// The region there, if it is known.
+    pub region_id: Option<u64>,
+    /// The first range that has got no further, hex.
+    pub range: String,
+    /// How far it has got.
+    pub ts: time::Shown,
+    /// Why, as far as known.
+    pub reason: String,
+}
+
+impl fmt::Display for HeldBy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(id) = self.region_id {
+            write!(f, "region {id}, ")?;
+        }
+        write!(f, "{} since {}: {}", self.range, self.ts, self.reason)
+    }
+}
+
 /// One task on this store.
-#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct TaskStatus {
     /// Name of the task.
     pub name: String,
@@ -58,6 +98,14 @@ pub struct TaskStatus {
     pub flushes: u64,
     /// Bytes in memory, not yet flushed.
     pub buffered_bytes: u64,
+    /// Bytes that may be in memory.
+    pub memory_budget_bytes: u64,
+    /// Records a second, over the last seconds.
+    pub events_per_second: f64,
+    /// End of the last flush that became durable (RFC 3339, UTC).
+    pub last_flush: Option<String>,
+    /// What holds the checkpoint, when it lags more than flushing explains.
+    pub held_by: Option<HeldBy>,
 }
 
 impl TaskStatus {
@@ -75,12 +123,16 @@ impl TaskStatus {
             bytes: 0,
             flushes: 0,
             buffered_bytes: 0,
+            memory_budget_bytes: 0,
+            events_per_second: 0.0,
+            last_flush: None,
+            held_by: None,
         }
     }
 }
 
 /// The whole page.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct SidecarStatus {
     /// Version of the binary.
     pub version: String,
@@ -91,52 +143,83 @@ pub struct SidecarStatus {
     /// What start-up or the task list waits for; empty when all is well.
     pub waiting_for: String,
     /// Tasks by name; a list in JSON.
-    #[serde(serialize_with = "as_list")]
+    #[serde(with = "as_list")]
     #[schemars(with = "Vec<TaskStatus>")]
     pub tasks: BTreeMap<String, TaskStatus>,
 }
 
-fn as_list<S: Serializer>(
-    tasks: &BTreeMap<String, TaskStatus>,
-    serializer: S,
-) -> Result<S::Ok, S::Error> {
-    serializer.collect_seq(tasks.values())
+mod as_list {
+    use std::collections::BTreeMap;
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    use super::TaskStatus;
+
+    pub fn serialize<S: Serializer>(
+        tasks: &BTreeMap<String, TaskStatus>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(tasks.values())
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<BTreeMap<String, TaskStatus>, D::Error> {
+        let tasks = Vec::<TaskStatus>::deserialize(deserializer)?;
+        Ok(tasks
+            .into_iter()
+            .map(|task| (task.name.clone(), task))
+            .collect())
+    }
 }
 
 /// Shared by the runners and the server.
-#[derive(Debug, Default)]
-pub struct Board(Mutex<SidecarStatus>);
+#[derive(Debug)]
+pub struct Board {
+    page: Mutex<SidecarStatus>,
+    /// Lag above which the sidecar is not healthy.
+    lag_limit: Duration,
+}
 
 impl Board {
     /// An empty board of this version.
-    pub fn new() -> Self {
-        Board(Mutex::new(SidecarStatus {
+    pub fn new(lag_limit: Duration) -> Self {
+        let page = SidecarStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             waiting_for: "PD".to_owned(),
             ..SidecarStatus::default()
-        }))
+        };
+        Board {
+            page: Mutex::new(page),
+            lag_limit,
+        }
+    }
+
+    /// Whether everything that should run does and keeps up; the text says what does not.
+    pub fn health(&self) -> Result<(), String> {
+        self.page.lock().health(self.lag_limit)
     }
 
     /// A copy of everything.
     pub fn snapshot(&self) -> SidecarStatus {
-        self.0.lock().clone()
+        self.page.lock().clone()
     }
 
     /// Changes the page.
     pub fn update(&self, change: impl FnOnce(&mut SidecarStatus)) {
-        change(&mut self.0.lock());
+        change(&mut self.page.lock());
     }
 
     /// Changes one task, if it is on the board.
     pub fn task(&self, name: &str, change: impl FnOnce(&mut TaskStatus)) {
-        if let Some(task) = self.0.lock().tasks.get_mut(name) {
+        if let Some(task) = self.page.lock().tasks.get_mut(name) {
             change(task);
         }
     }
 
     /// Puts a task on the board, or a new state on the one that is there.
     pub fn set_state(&self, name: &str, start_ts: u64, state: TaskState) {
-        let mut page = self.0.lock();
+        let mut page = self.page.lock();
         match page.tasks.get_mut(name) {
             Some(task) => task.state = state,
             None => {
@@ -164,30 +247,70 @@ impl Board {
         });
     }
 
+    /// Why a task fails, if it does.
+    pub fn failing(&self, name: &str) -> Option<String> {
+        match &self.page.lock().tasks.get(name)?.state {
+            TaskState::Failing { reason, .. } => Some(reason.clone()),
+            _ => None,
+        }
+    }
+
     /// Takes a task off.
     pub fn remove(&self, name: &str) {
-        self.0.lock().tasks.remove(name);
+        self.page.lock().tasks.remove(name);
     }
 }
 
 impl SidecarStatus {
-    /// Whether everything that should run does; the text says what does not.
-    pub fn health(&self) -> Result<(), String> {
+    /// Whether it can do its work: PD is known and every task is loaded or told why it is not.
+    pub fn readiness(&self) -> Result<(), String> {
         if !self.waiting_for.is_empty() {
             return Err(format!("waiting for {}", self.waiting_for));
         }
-        let failing: Vec<String> = self
+        let mut loading = self
             .tasks
             .values()
-            .filter_map(|task| match &task.state {
-                TaskState::Failing { reason, .. } => Some(format!("{}: {reason}", task.name)),
-                _ => None,
-            })
+            .filter(|task| task.state == TaskState::Loading);
+        match loading.next() {
+            Some(task) => Err(format!("task {} is being loaded", task.name)),
+            None => Ok(()),
+        }
+    }
+
+    fn health(&self, lag_limit: Duration) -> Result<(), String> {
+        if !self.waiting_for.is_empty() {
+            return Err(format!("waiting for {}", self.waiting_for));
+        }
+        let wrong: Vec<String> = self
+            .tasks
+            .values()
+            .filter_map(|task| Some(format!("{}: {}", task.name, task.wrong(lag_limit)?)))
             .collect();
-        if failing.is_empty() {
-            Ok(())
-        } else {
-            Err(failing.join("; "))
+        match wrong.is_empty() {
+            true => Ok(()),
+            false => Err(wrong.join("; ")),
+        }
+    }
+}
+
+impl TaskStatus {
+    /// What is wrong with a task that should run.
+    fn wrong(&self, lag_limit: Duration) -> Option<String> {
+        let lag = self.lag_seconds.unwrap_or_default();
+        match &self.state {
+            TaskState::Failing { reason, .. } => Some(reason.clone()),
+            TaskState::Running if lag > lag_limit.as_secs_f64() => {
+                let held = self
+                    .held_by
+                    .as_ref()
+                    .map(|held| format!("; held by {held}"));
+                Some(format!(
+                    "lags by {lag:.0} s, the limit is {}{}",
+                    humantime::format_duration(lag_limit),
+                    held.unwrap_or_default()
+                ))
+            }
+            TaskState::Running | TaskState::Loading | TaskState::Paused => None,
         }
     }
 }
@@ -196,9 +319,11 @@ impl SidecarStatus {
 mod tests {
     use super::*;
 
+    const LIMIT: Duration = Duration::from_secs(600);
+
     #[test]
     fn attempts_count_up_while_a_task_keeps_failing_and_begin_anew_after_it_ran() {
-        let board = Board::new();
+        let board = Board::new(LIMIT);
         board.set_state("t", 7, TaskState::Loading);
         let attempts = |board: &Board| match board.snapshot().tasks["t"].state {
             TaskState::Failing { attempts, .. } => attempts,
@@ -214,18 +339,73 @@ mod tests {
 
     #[test]
     fn health_names_what_is_wrong() {
-        let board = Board::new();
-        assert_eq!(board.snapshot().health(), Err("waiting for PD".to_owned()));
+        let board = Board::new(LIMIT);
+        assert_eq!(board.health(), Err("waiting for PD".to_owned()));
         board.update(|page| page.waiting_for.clear());
         board.set_state("t", 7, TaskState::Paused);
-        assert_eq!(board.snapshot().health(), Ok(()));
+        assert_eq!(board.health(), Ok(()));
         board.set_failing("t", "disk full", false);
-        assert_eq!(board.snapshot().health(), Err("t: disk full".to_owned()));
+        assert_eq!(board.health(), Err("t: disk full".to_owned()));
+    }
+
+    #[test]
+    fn lag_over_the_limit_is_not_healthy_and_what_holds_it_is_named() {
+        let board = Board::new(LIMIT);
+        board.update(|page| page.waiting_for.clear());
+        board.set_state("t", 7, TaskState::Running);
+        board.task("t", |task| {
+            task.lag_seconds = Some(601.0);
+            task.held_by = Some(HeldBy {
+                region_id: Some(44),
+                range: "[61, 62)".to_owned(),
+                ts: time::show(7.into()),
+                reason: "a lock".to_owned(),
+            });
+        });
+        let why = board.health().unwrap_err();
+        assert!(
+            why.contains("601 s") && why.contains("region 44") && why.contains("a lock"),
+            "{why}"
+        );
+        board.task("t", |task| task.lag_seconds = Some(600.0));
+        assert_eq!(board.health(), Ok(()));
+        board.task("t", |task| task.lag_seconds = Some(1e6));
+        board.set_state("t", 7, TaskState::Paused);
+        assert_eq!(board.health(), Ok(()), "a pause is wanted");
+    }
+
+    #[test]
+    fn a_sidecar_is_ready_once_pd_is_known_and_its_tasks_are_loaded() {
+        let board = Board::new(LIMIT);
+        assert_eq!(
+            board.snapshot().readiness(),
+            Err("waiting for PD".to_owned())
+        );
+        board.update(|page| page.waiting_for.clear());
+        assert_eq!(board.snapshot().readiness(), Ok(()));
+        board.set_state("t", 7, TaskState::Loading);
+        assert!(board.snapshot().readiness().unwrap_err().contains("task t"));
+        board.set_failing("t", "storage is away", false);
+        assert_eq!(
+            board.snapshot().readiness(),
+            Ok(()),
+            "it is told, not waited for"
+        );
+    }
+
+    #[test]
+    fn the_page_is_read_back_as_it_was_written() {
+        let board = Board::new(LIMIT);
+        board.set_state("t", 7, TaskState::Running);
+        board.set_failing("t", "disk full", true);
+        let text = serde_json::to_string(&board.snapshot()).unwrap();
+        let read: SidecarStatus = serde_json::from_str(&text).unwrap();
+        assert_eq!(read, board.snapshot());
     }
 
     #[test]
     fn a_task_is_one_flat_object_in_json() {
-        let board = Board::new();
+        let board = Board::new(LIMIT);
         board.set_state("t", 7, TaskState::Running);
         let json = serde_json::to_value(board.snapshot()).unwrap();
         assert_eq!(json["tasks"][0]["state"], "running");

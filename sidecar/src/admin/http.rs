@@ -1,4 +1,6 @@
-//! The admin HTTP server: `/metrics`, `/status.json`, `/healthz`.
+//! The admin HTTP server: `/` for people, `/status.json`, `/metrics`, `/healthz` (everything runs
+//! and keeps up; not a reason to restart the process), `/readyz` (it can do its work), `/config`,
+//! `/loglevel` (GET shows, PUT sets).
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -7,18 +9,20 @@ use axum::Json;
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
-use axum::response::IntoResponse;
+use axum::response::{Html, IntoResponse};
 use axum::routing::get;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
-use super::{Board, Metrics, SidecarStatus};
+use super::{Board, Metrics, SidecarStatus, log_level, page};
+use crate::config::effective::Setting;
 
 /// What the pages are made of.
 #[derive(Clone)]
 struct Pages {
     board: Arc<Board>,
     metrics: Arc<Metrics>,
+    settings: Arc<Vec<Setting>>,
 }
 
 /// The server; it ends when this is dropped.
@@ -28,19 +32,28 @@ pub struct AdminServer {
 }
 
 impl AdminServer {
-    /// Listens on `addr` (port 0 = any) and serves until dropped.
+    /// Listens on `addr` (port 0 = any) and serves until dropped. `settings`: what `/config` shows.
     pub async fn start(
         addr: SocketAddr,
         board: Arc<Board>,
         metrics: Arc<Metrics>,
+        settings: Vec<Setting>,
     ) -> std::io::Result<Self> {
         let listener = TcpListener::bind(addr).await?;
         let addr = listener.local_addr()?;
         let app = Router::new()
+            .route("/", get(human_page))
             .route("/metrics", get(metrics_page))
             .route("/status.json", get(status_page))
             .route("/healthz", get(health_page))
-            .with_state(Pages { board, metrics });
+            .route("/readyz", get(ready_page))
+            .route("/config", get(config_page))
+            .route("/loglevel", get(level_page).put(set_level))
+            .with_state(Pages {
+                board,
+                metrics,
+                settings: Arc::new(settings),
+            });
         let serving = tokio::spawn(async move {
             if let Err(error) = axum::serve(listener, app).await {
                 tracing::error!(%error, "the admin HTTP server ended");
@@ -80,10 +93,40 @@ async fn status_page(State(pages): State<Pages>) -> Json<SidecarStatus> {
     Json(pages.board.snapshot())
 }
 
+async fn human_page(State(pages): State<Pages>) -> Html<String> {
+    Html(page::render(&pages.board.snapshot(), &pages.board.health()))
+}
+
 async fn health_page(State(pages): State<Pages>) -> (StatusCode, String) {
-    match pages.board.snapshot().health() {
+    yes_or_no(pages.board.health())
+}
+
+async fn ready_page(State(pages): State<Pages>) -> (StatusCode, String) {
+    yes_or_no(pages.board.snapshot().readiness())
+}
+
+fn yes_or_no(answer: Result<(), String>) -> (StatusCode, String) {
+    match answer {
         Ok(()) => (StatusCode::OK, "ok\n".to_owned()),
         Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
+    }
+}
+
+async fn config_page(State(pages): State<Pages>) -> Json<Vec<Setting>> {
+    Json(pages.settings.to_vec())
+}
+
+async fn level_page() -> (StatusCode, String) {
+    match log_level::current() {
+        Some(level) => (StatusCode::OK, format!("{level}\n")),
+        None => (StatusCode::NOT_FOUND, "unknown\n".to_owned()),
+    }
+}
+
+async fn set_level(level: String) -> (StatusCode, String) {
+    match log_level::set(&level) {
+        Ok(()) => (StatusCode::OK, "ok\n".to_owned()),
+        Err(reason) => (StatusCode::BAD_REQUEST, format!("{reason}\n")),
     }
 }
 
@@ -94,6 +137,7 @@ mod tests {
 
     use super::*;
     use crate::admin::TaskState;
+    use crate::config::{Config, effective};
 
     async fn fetch(addr: SocketAddr, path: &str) -> String {
         let mut stream = TcpStream::connect(addr).await.unwrap();
@@ -106,10 +150,12 @@ mod tests {
 
     #[tokio::test]
     async fn the_pages_show_metrics_state_and_health() {
-        let board = Arc::new(Board::new());
+        let board = Arc::new(Board::new(std::time::Duration::from_secs(600)));
         let metrics = Arc::new(Metrics::new().unwrap());
         let addr = SocketAddr::from(([127, 0, 0, 1], 0));
-        let server = AdminServer::start(addr, board.clone(), metrics.clone())
+        let config = Config::parse("pd-endpoints = [\"http://u:pw@a:1\"]\nstore-id = 1\n").unwrap();
+        let settings = effective::of_config(&config);
+        let server = AdminServer::start(addr, board.clone(), metrics.clone(), settings)
             .await
             .unwrap();
         let health = fetch(server.addr(), "/healthz").await;
@@ -136,5 +182,12 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("tikv_log_backup_enabled 1"), "{text}");
+        assert!(fetch(server.addr(), "/").await.contains("<h2>task t</h2>"));
+        assert!(fetch(server.addr(), "/readyz").await.contains("200 OK"));
+        let config = fetch(server.addr(), "/config").await;
+        assert!(
+            config.contains("lag-limit") && !config.contains("pw"),
+            "{config}"
+        );
     }
 }

@@ -4,8 +4,11 @@
 //! its storage says so instead of being silent.
 
 pub mod board;
+pub mod client;
 pub mod http;
+pub mod log_level;
 pub mod metrics;
+mod page;
 
-pub use board::{Board, SidecarStatus, TaskState, TaskStatus};
+pub use board::{Board, HeldBy, SidecarStatus, TaskState, TaskStatus};
 pub use metrics::Metrics;

@@ -7,26 +7,38 @@
 
 use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema};
+use serde_json::{Map, Value};
 
-use super::{explain, log_metadata, log_start, log_status, log_stop, logs};
-use super::{restore_point, verify_data, verify_scan};
+use super::{completions, config, explain, log_list, log_metadata, log_pause, log_resume};
+use super::{log_start, log_status, log_stop, logs, man, restore_point, status};
+use super::{verify_data, verify_scan, version};
 use crate::admin::SidecarStatus;
 use crate::failure::FailureDocument;
 
 /// Name and schema of every document.
 pub fn schemas() -> Vec<(&'static str, Schema)> {
     vec![
+        ("completions", schema::<completions::Report>()),
+        ("config-check", schema::<config::Checked>()),
+        ("config-schema", schema::<Map<String, Value>>()),
+        ("config-show", schema::<config::Shown>()),
         ("error", schema::<FailureDocument>()),
         ("explain", schema::<explain::Report>()),
+        ("log-list", schema::<log_list::Report>()),
         ("log-metadata", schema::<log_metadata::Report>()),
+        ("log-pause", schema::<log_pause::Report>()),
+        ("log-resume", schema::<log_resume::Report>()),
         ("log-start", schema::<log_start::Report>()),
         ("log-status", schema::<log_status::Report>()),
         ("log-stop", schema::<log_stop::Report>()),
+        ("man", schema::<man::Report>()),
         ("restore-point", schema::<restore_point::Printed>()),
         ("serve", schema::<logs::Line>()),
         ("sidecar-status", schema::<SidecarStatus>()),
+        ("status", schema::<status::Report>()),
         ("verify-data", schema::<verify_data::Report<'static>>()),
         ("verify-scan", schema::<verify_scan::Report>()),
+        ("version", schema::<version::Report>()),
     ]
 }
 
@@ -91,6 +103,13 @@ mod tests {
             (format!("{name}.json"), format!("{text}\n"))
         });
         same_in_docs("schemas", ".json", generated.collect());
+    }
+
+    #[test]
+    fn the_schema_of_the_configuration_in_docs_is_that_of_the_struct() {
+        let text = format!("{:#}\n", crate::config::schema());
+        let file = ("config.schema.json".to_owned(), text);
+        same_in_docs(".", ".schema.json", BTreeMap::from([file]));
     }
 
     #[test]

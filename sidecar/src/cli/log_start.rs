@@ -31,6 +31,9 @@ pub struct Args {
     /// All keys that begin with this text. May be repeated.
     #[arg(long = "prefix", value_name = "TEXT")]
     prefixes: Vec<String>,
+    /// Start although the TiKV (8.5.0 to 8.5.3) can abort while its changes are tailed.
+    #[arg(long)]
+    allow_unsafe_version: bool,
     #[command(flatten)]
     output: OutputArgs,
 }
@@ -69,6 +72,7 @@ pub async fn run(args: Args) -> Outcome {
             storage_url: args.storage.storage.clone(),
             start: point,
             ranges: wanted,
+            allow_unsafe_version: args.allow_unsafe_version,
         },
     )
     .await?;

@@ -1,6 +1,7 @@
 //! `log status`: the tasks and how far their logs reach. The JSON members are those of
 //! `br log status --json` (pingcap/tidb `br/pkg/stream/stream_status.go`) and some of ours.
 
+use std::fmt;
 use std::time::Duration;
 
 use pitr_cluster::tasks::Task;
@@ -13,6 +14,7 @@ use super::args::{OutputArgs, PdArgs};
 use crate::cluster::Cluster;
 use crate::codes::Code;
 use crate::failure::{Exit, Failure};
+use crate::pause::Pause;
 use crate::serve::GAP_CODE;
 use crate::{ranges, storage, time};
 
@@ -43,21 +45,34 @@ pub(super) struct Report {
 /// One task.
 #[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct TaskReport {
-    name: String,
-    start_ts: u64,
+    /// Its name.
+    pub name: String,
+    /// Begin of its log.
+    pub start_ts: u64,
+    /// BR's "no end"; never enforced.
     end_ts: u64,
-    status: &'static str,
+    /// `NORMAL`, `PAUSE` or `ERROR`.
+    pub status: &'static str,
+    /// For display only: the ranges decide.
     table_filter: Vec<String>,
+    /// Its key ranges, hex.
     ranges: Vec<String>,
+    /// What each store has published.
     progress: Vec<StoreProgress>,
-    storage: String,
+    /// Its storage, without credentials.
+    pub storage: String,
     /// BR's `checkpoint[global]`: what the archive can be restored to.
-    checkpoint: u64,
-    checkpoint_time: time::Shown,
+    pub checkpoint: u64,
+    /// The same in all forms.
+    pub checkpoint_time: time::Shown,
     /// The checkpoint in PD; the archive's follows it.
     central_global: Option<u64>,
-    lag_seconds: f64,
-    last_errors: Vec<StoreError>,
+    /// PD's time minus the checkpoint.
+    pub lag_seconds: f64,
+    /// What stores reported.
+    pub last_errors: Vec<StoreError>,
+    /// Who paused the task, when and why; null when it is not paused.
+    pub extra_pause_information: Option<Pause>,
 }
 
 /// What a store has published.
@@ -74,6 +89,17 @@ pub(super) struct StoreError {
     last_error: LastError,
 }
 
+impl fmt::Display for StoreError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let LastError {
+            error_code,
+            error_message,
+            ..
+        } = &self.last_error;
+        write!(f, "[store={}]: {error_code} {error_message}", self.store_id)
+    }
+}
+
 /// An error as it stands in PD.
 #[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct LastError {
@@ -85,50 +111,54 @@ pub(super) struct LastError {
 /// Runs the verb.
 pub async fn run(args: Args) -> Outcome {
     let cluster = Cluster::connect(&args.pd.pd).await?;
-    let (tasks, _) = cluster.tasks.list().await?;
-    let wanted = |task: &Task| {
-        args.task_name
-            .as_ref()
-            .is_none_or(|name| *name == task.name)
-    };
-    let now = cluster.now().await?;
-    let mut report = Report {
+    let tasks = tasks(&cluster, args.task_name.as_deref()).await?;
+    let report = Report {
         cluster_id: cluster.pd.cluster_id(),
-        now: now.get(),
+        now: cluster.now().await?.get(),
         gc_safe_point: cluster.pd.gc_safe_point().await?.get(),
-        tasks: Vec::new(),
+        tasks,
     };
-    for task in tasks.iter().filter(|task| wanted(task)) {
-        report.tasks.push(describe(&cluster, task, now).await?);
+    args.output.show(&report, || text(&report))?;
+    judge(&report.tasks, args.max_lag)
+}
+
+/// The tasks as they stand in PD, all or the one that is named.
+pub(super) async fn tasks(
+    cluster: &Cluster,
+    wanted: Option<&str>,
+) -> Result<Vec<TaskReport>, Failure> {
+    let (tasks, _) = cluster.tasks.list().await?;
+    let now = cluster.now().await?;
+    let mut found = Vec::new();
+    for task in &tasks {
+        if wanted.is_none_or(|name| name == task.name) {
+            found.push(describe(cluster, task, now).await?);
+        }
     }
-    if let (Some(name), true) = (&args.task_name, report.tasks.is_empty()) {
-        return Err(Failure::new(
+    match wanted {
+        Some(name) if found.is_empty() => Err(Failure::new(
             Code::TaskNotFound,
             format!("task {name:?} is not registered"),
-        )
-        .action("`tikv-pitr log status` without a name lists what is"));
+        )),
+        _ => Ok(found),
     }
-    args.output.show(&report, || text(&report))?;
-    judge(&report, args.max_lag)
 }
 
 /// The exit code of what was found.
-fn judge(report: &Report, max_lag: Option<Duration>) -> Outcome {
-    for task in &report.tasks {
+pub(super) fn judge(tasks: &[TaskReport], max_lag: Option<Duration>) -> Outcome {
+    for task in tasks {
         let gap = task
             .last_errors
             .iter()
             .find(|error| error.last_error.error_code == GAP_CODE);
         if let Some(error) = gap {
-            return Err(
-                Failure::new(Code::HistoryGone, &error.last_error.error_message)
-                    .at(format!("task {}, store {}", task.name, error.store_id))
-                    .effect(format!(
-                        "the archive can be restored up to {} only",
-                        task.checkpoint
-                    ))
-                    .action("take a new full copy and start a new task into a new archive"),
-            );
+            let what = &error.last_error.error_message;
+            return Err(Failure::new(Code::HistoryGone, what)
+                .at(format!("task {}, store {}", task.name, error.store_id))
+                .effect(format!(
+                    "the archive can be restored up to {} only",
+                    task.checkpoint
+                )));
         }
         if let Some(limit) = max_lag
             && task.lag_seconds > limit.as_secs_f64()
@@ -149,16 +179,19 @@ async fn describe(cluster: &Cluster, task: &Task, now: Ts) -> Result<TaskReport,
     let progress = cluster.tasks.storage_checkpoints(&task.name).await?;
     let errors = cluster.tasks.last_errors(&task.name).await?;
     let central = cluster.tasks.global_checkpoint(&task.name).await?;
+    let pause = cluster.tasks.pause_value(&task.name).await?;
+    let pause = pause.map(|value| Pause::decode(&value));
     let start = Ts::new(task.info.start_ts);
     let checkpoint = progress.iter().map(|(_, ts)| *ts).fold(start, Ts::max);
     Ok(TaskReport {
         name: task.name.clone(),
         start_ts: task.info.start_ts,
         end_ts: task.info.end_ts,
-        status: match (errors.is_empty(), task.paused) {
-            (false, _) => "ERROR",
-            (true, true) => "PAUSE",
-            (true, false) => "NORMAL",
+        status: match &pause {
+            _ if !errors.is_empty() => "ERROR",
+            Some(pause) if pause.is_error() => "ERROR",
+            Some(_) => "PAUSE",
+            None => "NORMAL",
         },
         table_filter: task.info.table_filter.clone(),
         ranges: task.ranges.iter().map(ranges::show).collect(),
@@ -185,6 +218,7 @@ async fn describe(cluster: &Cluster, task: &Task, now: Ts) -> Result<TaskReport,
                 },
             })
             .collect(),
+        extra_pause_information: pause,
     })
 }
 
@@ -203,17 +237,11 @@ fn text(report: &Report) -> String {
             "checkpoint[global]: {}; gap={:.1}s",
             task.checkpoint_time, task.lag_seconds
         ));
-        lines.extend(task.last_errors.iter().map(|error| {
-            let LastError {
-                error_code,
-                error_message,
-                ..
-            } = &error.last_error;
-            format!(
-                "error[store={}]: {error_code} {error_message}",
-                error.store_id
-            )
-        }));
+        if let Some(pause) = &task.extra_pause_information {
+            lines.push(format!("paused: {}", pause.one_line()));
+        }
+        let errors = task.last_errors.iter();
+        lines.extend(errors.map(|error| format!("error{error}")));
     }
     lines.join("\n")
 }
@@ -222,7 +250,7 @@ fn text(report: &Report) -> String {
 mod tests {
     use super::*;
 
-    fn report(lag_seconds: f64, code: Option<&str>) -> Report {
+    fn report(lag_seconds: f64, code: Option<&str>) -> Vec<TaskReport> {
         let last_error = |code: &str| StoreError {
             store_id: 1,
             last_error: LastError {
@@ -245,13 +273,9 @@ mod tests {
             central_global: None,
             lag_seconds,
             last_errors: code.map(last_error).into_iter().collect(),
+            extra_pause_information: None,
         };
-        Report {
-            cluster_id: 1,
-            now: 1,
-            gc_safe_point: 0,
-            tasks: vec![task],
-        }
+        vec![task]
     }
 
     #[test]

@@ -54,7 +54,7 @@ pub async fn run(args: Args) -> Outcome {
 }
 
 async fn safe_points_of(cluster: &Cluster, task: &str) -> Result<Vec<String>, Failure> {
-    let mut ids = vec![format!("{task}_pause_safepoint")];
+    let mut ids = vec![guard::pause_service(task)];
     for store in cluster.tikv_stores().await? {
         ids.extend(guard::to_release(task, store.id).map(|point| point.id));
     }

@@ -8,12 +8,15 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
-use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, reload};
 
 use super::output;
+use crate::admin::log_level;
 use crate::time;
 
 /// One line of the log.
@@ -35,13 +38,15 @@ pub(super) struct Line {
 pub(super) fn init(as_json: bool) {
     let filter =
         EnvFilter::try_from_env("TIKV_PITR_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let logs = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let (filter, handle) = reload::Layer::new(filter);
+    log_level::install(handle);
+    let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(output::lively_stderr());
+    let registry = tracing_subscriber::registry().with(filter);
     let _ = match as_json {
-        true => logs.event_format(JsonLines).try_init(),
-        false => logs.try_init(),
+        true => registry.with(lines.event_format(JsonLines)).try_init(),
+        false => registry.with(lines).try_init(),
     };
 }
 

@@ -3,20 +3,28 @@
 //! process.
 
 mod args;
+mod completions;
+mod config;
 #[cfg(test)]
 mod documents;
 mod explain;
 mod interrupt;
+mod log_list;
 mod log_metadata;
+mod log_pause;
+mod log_resume;
 mod log_start;
 mod log_status;
 mod log_stop;
 mod logs;
+mod man;
 mod output;
 mod restore_point;
 mod serve;
+mod status;
 mod verify_data;
 mod verify_scan;
+mod version;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -26,10 +34,13 @@ use clap::{Parser, Subcommand};
 use crate::codes::Code;
 use crate::failure::{Exit, Failure};
 
+/// Name of the binary.
+const NAME: &str = "tikv-pitr";
+
 /// Point-in-time recovery for TiKV: keeps a log of every change in object storage and brings a
 /// store back to a chosen second.
 #[derive(Debug, Parser)]
-#[command(name = "tikv-pitr", version, max_term_width = 100)]
+#[command(name = NAME, version, max_term_width = 100)]
 struct Cli {
     #[command(subcommand)]
     verb: Verb,
@@ -39,6 +50,8 @@ struct Cli {
 enum Verb {
     /// Run the sidecar of one store.
     Serve(serve::Args),
+    /// Show everything on one page: lag and what holds it, rate, memory, recoverable window.
+    Status(status::Args),
     /// Life cycle of a log backup.
     #[command(subcommand)]
     Log(LogVerb),
@@ -48,20 +61,45 @@ enum Verb {
     /// Check an archive or a cluster.
     #[command(subcommand)]
     Verify(VerifyVerb),
+    /// Look at a configuration file without starting anything.
+    #[command(subcommand)]
+    Config(ConfigVerb),
     /// Print the page of an error code; without a code, list all.
     Explain(explain::Args),
+    /// Print the script that completes verbs and flags in a shell.
+    Completions(completions::Args),
+    /// Print the manual pages, or write them to a directory.
+    Man(man::Args),
+    /// Print version, commit and the forms of data that this binary knows.
+    Version(version::Args),
 }
 
 #[derive(Debug, Subcommand)]
 enum LogVerb {
     /// Register a task, so that the sidecars begin to write its log.
     Start(log_start::Args),
+    /// Stop tailing for a while; GC is held and the checkpoint stays.
+    Pause(log_pause::Args),
+    /// Go on with a paused task from its checkpoint.
+    Resume(log_resume::Args),
+    /// List the registered tasks.
+    List(log_list::Args),
     /// Show the tasks and how far their logs reach.
     Status(log_status::Args),
     /// Remove a task; its archive stays.
     Stop(log_stop::Args),
     /// Show the time window that an archive covers.
     Metadata(log_metadata::Args),
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigVerb {
+    /// Check a file.
+    Check(config::FileArgs),
+    /// Show every key with its value and where that comes from.
+    Show(config::FileArgs),
+    /// Print the JSON schema of the configuration.
+    Schema(config::SchemaArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -138,7 +176,17 @@ async fn dispatch(verb: Verb) -> Outcome {
                         into a new, empty cluster";
             interruptible_leaving(left, restore_point::run(args)).await
         }
+        Verb::Status(args) => interruptible(status::run(args)).await,
+        Verb::Log(LogVerb::Pause(args)) => interruptible(log_pause::run(args)).await,
+        Verb::Log(LogVerb::Resume(args)) => interruptible(log_resume::run(args)).await,
+        Verb::Log(LogVerb::List(args)) => interruptible(log_list::run(args)).await,
+        Verb::Config(ConfigVerb::Check(args)) => config::check(args),
+        Verb::Config(ConfigVerb::Show(args)) => config::show(args),
+        Verb::Config(ConfigVerb::Schema(args)) => config::schema(args),
         Verb::Explain(args) => explain::run(args),
+        Verb::Completions(args) => completions::run(args),
+        Verb::Man(args) => man::run(args),
+        Verb::Version(args) => version::run(args),
         Verb::Verify(VerifyVerb::Data(args)) => interruptible(verify_data::run(args)).await,
         Verb::Verify(VerifyVerb::Scan(args)) => interruptible(verify_scan::run(args)).await,
     }

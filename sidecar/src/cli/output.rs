@@ -26,6 +26,22 @@ pub fn json(value: &impl Serialize) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Prints one JSON document to stdout as one line, for streams of them.
+pub fn json_line(value: &impl Serialize) -> Result<(), Failure> {
+    let text = serde_json::to_string(value)
+        .map_err(|error| Failure::from_error(Code::Internal, &error))?;
+    data(&text);
+    Ok(())
+}
+
+/// Begins a new screen if stdout is a terminal, else a new paragraph.
+pub fn new_screen() {
+    match std::io::stdout().is_terminal() {
+        true => data("\x1b[2J\x1b[H"),
+        false => data(""),
+    }
+}
+
 /// Prints a failure to stderr: four lines for people, or one line of JSON, always the last.
 pub fn failure(failure: &Failure, as_json: bool) {
     match as_json {

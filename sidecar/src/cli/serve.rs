@@ -8,7 +8,7 @@ use tokio::sync::watch;
 
 use super::Outcome;
 use crate::codes::Code;
-use crate::config::{self, Config, ConfigError};
+use crate::config::{self, Config};
 use crate::failure::{Exit, Failure};
 use crate::serve;
 
@@ -26,7 +26,8 @@ pub struct Args {
 
 /// Runs the verb.
 pub async fn run(args: Args) -> Outcome {
-    let config = Config::load(&args.config).map_err(|error| bad_config(&args, &error))?;
+    let config =
+        Config::load(&args.config).map_err(|error| super::config::bad(&args.config, &error))?;
     let (stop, stopped) = watch::channel(false);
     let internal = |error: std::io::Error| Failure::from_error(Code::Internal, &error);
     let mut term = signal(SignalKind::terminate()).map_err(internal)?;
@@ -49,11 +50,4 @@ pub async fn run(args: Args) -> Outcome {
         // The sidecar may have ended by itself at the same moment.
         let _ = stop.send(true);
     }
-}
-
-fn bad_config(args: &Args, error: &ConfigError) -> Failure {
-    Failure::from_error(Code::BadConfig, error)
-        .at(args.config.display().to_string())
-        .effect("nothing was started")
-        .action("correct the file; the keys are listed in `tikv-pitr serve --help`")
 }

@@ -40,7 +40,13 @@ pub const KEYS: &[KeyDoc] = &[
         key: "status-addr",
         unit: "ip:port",
         default: Some("127.0.0.1:20190"),
-        doc: "Where /metrics, /status.json and /healthz are served.",
+        doc: "Where the admin pages are served: /, /status.json, /metrics, /healthz, /readyz, /config, /loglevel.",
+    },
+    KeyDoc {
+        key: "lag-limit",
+        unit: "duration",
+        default: Some("10m"),
+        doc: "Lag above which /healthz says no.",
     },
     KeyDoc {
         key: "log-backup.max-flush-interval",

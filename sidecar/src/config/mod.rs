@@ -1,19 +1,23 @@
 //! The configuration of `tikv-pitr serve`: one struct, defaults in one place, each key documented
 //! in [`KEYS`]. Read once at start by `cli::serve`; nothing else reads files or the environment.
 
+pub mod effective;
 mod keys;
+mod schema;
 mod units;
 
 use std::net::SocketAddr;
 use std::path::Path;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use keys::{KEYS, KeyDoc, help};
+pub use schema::schema;
 pub use units::{ByteSize, Span};
 
 /// What `serve` needs to know. Keys, units and defaults: [`KEYS`].
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Config {
     /// Client URLs of PD.
@@ -26,14 +30,18 @@ pub struct Config {
     pub store_address: Option<String>,
     /// Where the admin HTTP server listens.
     #[serde(default = "Config::default_status_addr")]
+    #[schemars(with = "String")]
     pub status_addr: SocketAddr,
+    /// Lag above which the sidecar is not healthy.
+    #[serde(default = "Config::default_lag_limit")]
+    pub lag_limit: Span,
     /// How the log is written.
     #[serde(default)]
     pub log_backup: LogBackupConfig,
 }
 
 /// `[log-backup]`, with TiKV's item names.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct LogBackupConfig {
     /// Longest time between two flushes.
@@ -88,18 +96,26 @@ pub enum ConfigError {
     },
 }
 
+/// The text of a configuration file.
+pub fn read(path: &Path) -> Result<String, ConfigError> {
+    std::fs::read_to_string(path).map_err(|error| ConfigError::Unreadable {
+        path: path.display().to_string(),
+        message: error.to_string(),
+    })
+}
+
 impl Config {
     fn default_status_addr() -> SocketAddr {
         SocketAddr::from(([127, 0, 0, 1], 20190))
     }
 
+    fn default_lag_limit() -> Span {
+        Span::from_secs(600)
+    }
+
     /// Reads and checks a file.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path).map_err(|error| ConfigError::Unreadable {
-            path: path.display().to_string(),
-            message: error.to_string(),
-        })?;
-        Config::parse(&text)
+        Config::parse(&read(path)?)
     }
 
     /// Reads and checks the text of a file.

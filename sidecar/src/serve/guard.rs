@@ -49,6 +49,11 @@ pub fn to_release(task: &str, store_id: u64) -> [ServiceSafePoint; 2] {
     })
 }
 
+/// The safepoint that holds GC while a task is paused.
+pub fn pause_service(task: &str) -> String {
+    format!("{task}_pause_safepoint")
+}
+
 fn store_service(task: &str, store_id: u64) -> String {
     format!("backup-stream-{task}-{store_id}")
 }

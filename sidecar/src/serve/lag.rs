@@ -45,6 +45,11 @@ impl LagClock {
         self.0.lock().archive = archive;
     }
 
+    /// PD's time as far as known.
+    pub(super) fn now(&self) -> Ts {
+        self.read(Instant::now()).0
+    }
+
     /// PD's time as far as known, and the archive's checkpoint.
     fn read(&self, moment: Instant) -> (Ts, Ts) {
         let parts = self.0.lock();

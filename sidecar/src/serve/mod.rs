@@ -11,6 +11,7 @@ mod runner;
 mod session;
 mod sink;
 mod source;
+mod standing;
 mod store;
 
 use std::collections::BTreeMap;
@@ -27,7 +28,7 @@ use crate::admin::http::AdminServer;
 use crate::admin::{Board, Metrics, TaskState};
 use crate::cluster::Cluster;
 use crate::codes::Code;
-use crate::config::{Config, LogBackupConfig};
+use crate::config::{Config, LogBackupConfig, effective};
 use crate::failure::Failure;
 use crate::storage;
 use runner::Stop;
@@ -69,12 +70,17 @@ pub async fn serve_with(
     mut stop: watch::Receiver<bool>,
     open_storage: OpenStorage,
 ) -> Result<(), Failure> {
-    let board = Arc::new(Board::new());
+    let board = Arc::new(Board::new(config.lag_limit.get()));
     let metrics = Metrics::new().map_err(|error| Failure::from_error(Code::Internal, &error))?;
     let metrics = Arc::new(metrics);
-    let admin = AdminServer::start(config.status_addr, board.clone(), metrics.clone())
-        .await
-        .map_err(|error| bind_failure(&config, &error))?;
+    let admin = AdminServer::start(
+        config.status_addr,
+        board.clone(),
+        metrics.clone(),
+        effective::of_config(&config),
+    )
+    .await
+    .map_err(|error| bind_failure(&config, &error))?;
     tracing::info!(addr = %admin.addr(), "admin HTTP is up");
     let connect = async {
         let cluster = Cluster::connect(&config.pd_endpoints).await?;

@@ -22,11 +22,12 @@ use super::lag::{self, LagClock};
 use super::runner::{self, Stop, asked_to_stop};
 use super::sink::RegistrySink;
 use super::source::{Lost, Source};
+use super::standing::Rate;
 use super::{Context, hold};
-use crate::admin::TaskState;
+use crate::admin::{HeldBy, TaskState};
 use crate::codes::Code;
 use crate::failure::{Exit, Failure, code_of};
-use crate::{archive, storage, time};
+use crate::{archive, fitness, storage, time};
 
 /// How often it is looked whether a flush is due by size.
 const TICK: Duration = Duration::from_millis(100);
@@ -87,6 +88,8 @@ struct Session {
     generation: Option<Generation>,
     /// Failures of publishing in a row, and when it is tried again.
     publish_failed: Option<Instant>,
+    rate: Rate,
+    budget: Arc<MemoryBudget>,
     flushes: u64,
     began: Instant,
     clock: Arc<LagClock>,
@@ -109,6 +112,9 @@ impl Session {
             status.storage = storage::uri_of_task(&task.info);
         });
         accept(task).map_err(End::not_loaded)?;
+        let stores = context.cluster.tikv_stores().await;
+        let stores = stores.map_err(|error| End::not_loaded(error.into()))?;
+        fitness::one_store(&stores).map_err(End::not_loaded)?;
         let registered = registered(context, task).await?;
         // GC is held before anything that may take its time, such as a storage that is away.
         let (stored, global) = durable_start(context, task).await?;
@@ -119,6 +125,7 @@ impl Session {
         let ranges = task.encoded_ranges();
         let log = &context.config;
         let env = environment(context);
+        let budget = env.budget.clone();
         let flusher_config = FlusherConfig {
             merge_limit: log.file_size_limit.get(),
             ..FlusherConfig::new(context.store_id)
@@ -164,6 +171,8 @@ impl Session {
             source,
             generation: None,
             publish_failed: None,
+            rate: Rate::new(Instant::now()),
+            budget,
             flushes: 0,
             began: Instant::now(),
             clock,
@@ -364,12 +373,31 @@ impl Session {
     }
 
     /// What changes all the time: rows and memory.
-    fn show_progress(&self, buffered: u64) {
+    fn show_progress(&mut self, buffered: u64) {
         let metrics = &self.context.metrics.observer;
+        let events = metrics.handle_kv_batch.get_sample_sum() as u64;
+        let measured = self.rate.measure(Instant::now(), events);
+        let held_by = measured.and_then(|_| self.held_by());
+        let budget = self.budget.limit();
         self.context.board.task(&self.task, |status| {
             status.buffered_bytes = buffered;
-            status.events = metrics.handle_kv_batch.get_sample_sum() as u64;
+            status.memory_budget_bytes = budget;
+            status.events = events;
+            if let Some(rate) = measured {
+                status.events_per_second = rate;
+                status.held_by = held_by;
+            }
         });
+    }
+
+    /// What holds the checkpoint, once it lags by more than two flushes and a moment.
+    fn held_by(&self) -> Option<HeldBy> {
+        let now = self.clock.now();
+        let usual = self.context.config.max_flush_interval.get() * 2 + Duration::from_secs(5);
+        let failing = self.context.board.failing(&self.task);
+        let regions = self.source.regions();
+        let lowest = self.publisher.frontier().lowest()?;
+        regions.held_by(lowest, now, usual, failing.as_deref())
     }
 
     fn show_flushed(&self) {
@@ -377,6 +405,7 @@ impl Session {
         let bytes = ["log", "metadata"].map(|kind| uploaded.with_label_values(&[kind]).get());
         self.context.board.task(&self.task, |status| {
             status.flushes += 1;
+            status.last_flush = Some(time::show(time::local_now()).utc);
             status.bytes = bytes.iter().sum();
         });
     }

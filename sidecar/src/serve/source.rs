@@ -15,6 +15,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::Context;
+use super::standing::Regions;
 use crate::codes::Code;
 use crate::failure::Failure;
 use crate::time;
@@ -31,6 +32,7 @@ pub(super) enum Lost {
 pub(super) struct Source {
     pump: JoinHandle<()>,
     lost: oneshot::Receiver<Lost>,
+    regions: Regions,
 }
 
 impl Drop for Source {
@@ -56,12 +58,23 @@ impl Source {
         let tracker = RegionTracker::new(context.cluster.pd.clone(), options)
             .map_err(|error| Failure::from_error(Code::Internal, &error))?;
         let (tell, lost) = oneshot::channel();
+        let regions = Regions::default();
+        let told = regions.clone();
         let pump = tokio::spawn(async move {
-            let why = pump(tracker, observer).await;
+            let why = pump(tracker, observer, told).await;
             // A session that is gone does not care.
             let _ = tell.send(why);
         });
-        Ok(Source { pump, lost })
+        Ok(Source {
+            pump,
+            lost,
+            regions,
+        })
+    }
+
+    /// The regions that are tailed, and why others are not.
+    pub fn regions(&self) -> &Regions {
+        &self.regions
     }
 
     /// Waits until the source ends, which it only does when it must. Cancel-safe; to be awaited
@@ -77,7 +90,7 @@ impl Source {
     }
 }
 
-async fn pump(mut tracker: RegionTracker, observer: ObserverHandle) -> Lost {
+async fn pump(mut tracker: RegionTracker, observer: ObserverHandle, regions: Regions) -> Lost {
     while let Some(event) = tracker.next_event().await {
         let handed = match event {
             TrackerEvent::Gap {
@@ -108,9 +121,11 @@ async fn pump(mut tracker: RegionTracker, observer: ObserverHandle) -> Lost {
                 region,
                 checkpoint_ts,
             } => {
+                let region = region_meta(&region);
+                regions.started(sub.0, region.id, region.range.clone());
                 let started = SourceEvent::Started {
                     sub: sub.0,
-                    region: region_meta(&region),
+                    region,
                     checkpoint_ts,
                 };
                 observer.send(started).await
@@ -121,6 +136,7 @@ async fn pump(mut tracker: RegionTracker, observer: ObserverHandle) -> Lost {
             }
             TrackerEvent::Ended { sub, reason } => {
                 tracing::debug!(sub = sub.0, %reason, "a subscription ended");
+                regions.ended(sub.0, reason.to_string());
                 observer.send(SourceEvent::Ended { sub: sub.0 }).await
             }
         };

@@ -7,11 +7,17 @@ use crate::cluster::Cluster;
 use crate::codes::Code;
 use crate::config::Config;
 use crate::failure::Failure;
+use crate::fitness;
 
 /// Finds the store of the configuration among PD's.
 pub async fn resolve(cluster: &Cluster, config: &Config) -> Result<metapb::Store, Failure> {
     let stores = cluster.tikv_stores().await?;
-    choose(&stores, config.store_id, config.store_address.as_deref())
+    let store = choose(&stores, config.store_id, config.store_address.as_deref())?;
+    fitness::one_store(&stores)?;
+    if let Err(failure) = fitness::safe_version(&stores) {
+        tracing::warn!(reason = failure.one_line(), "tailing all the same");
+    }
+    Ok(store)
 }
 
 fn choose(

@@ -27,11 +27,17 @@ pub struct Cluster {
 
 impl Cluster {
     pub fn start() -> Self {
+        Self::start_with(|_| {})
+    }
+
+    /// A cluster of another kind.
+    pub fn start_with(change: impl FnOnce(&mut PlaygroundConfig)) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let config = PlaygroundConfig {
+        let mut config = PlaygroundConfig {
             resolved_ts_interval: Duration::from_millis(100),
             ..PlaygroundConfig::new(dir.path().join("data"))
         };
+        change(&mut config);
         Cluster {
             playground: Playground::start(config).unwrap(),
             _dir: dir,
@@ -115,6 +121,31 @@ impl Client {
 
     pub fn now(&self) -> Ts {
         self.runtime.block_on(self.pd.tso()).unwrap()
+    }
+
+    /// Locks a key for an hour and never lets it go, as a client that died.
+    pub fn lock(&self, key: &str) {
+        self.runtime.block_on(async {
+            let mut stub = TikvClient::connect(self.store.clone()).await.unwrap();
+            let encoded = EncodedKey::encode(key.as_bytes());
+            let region = self.pd.region_of(encoded.as_bytes()).await.unwrap();
+            let key = Bytes::copy_from_slice(key.as_bytes());
+            let prewrite = PrewriteRequest {
+                context: Some(context(&region)),
+                mutations: vec![Mutation {
+                    op: Op::Put as i32,
+                    key: key.clone(),
+                    value: Bytes::from_static(b"v"),
+                    ..Mutation::default()
+                }],
+                primary_lock: key,
+                start_version: self.pd.tso().await.unwrap().get(),
+                lock_ttl: 3_600_000,
+                ..PrewriteRequest::default()
+            };
+            let answer = stub.kv_prewrite(prewrite).await.unwrap().into_inner();
+            assert_eq!((answer.region_error, answer.errors.len()), (None, 0));
+        });
     }
 
     /// Puts (`Some`) or deletes (`None`) keys, each in a transaction of its own.
@@ -201,6 +232,16 @@ pub struct Sidecar {
 
 impl Sidecar {
     pub fn start(cluster: &Cluster) -> Self {
+        Self::start_with(cluster, "")
+    }
+
+    /// A sidecar with more top-level lines in its configuration.
+    pub fn start_with(cluster: &Cluster, lines: &str) -> Self {
+        Self::start_with_args(cluster, lines, &[])
+    }
+
+    /// A sidecar with more lines and more arguments.
+    pub fn start_with_args(cluster: &Cluster, lines: &str, args: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let free = TcpListener::bind("127.0.0.1:0")
             .unwrap()
@@ -209,23 +250,37 @@ impl Sidecar {
         let config = dir.path().join("sidecar.toml");
         let text = format!(
             "pd-endpoints = [\"{}\"]\nstore-address = \"{}\"\nstatus-addr = \"{free}\"\n\
-             [log-backup]\nmax-flush-interval = \"1s\"\n",
+             {lines}\n[log-backup]\nmax-flush-interval = \"1s\"\n",
             cluster.pd(),
             cluster.playground.store_addr(),
         );
         std::fs::write(&config, text).unwrap();
         Sidecar {
-            child: spawn(&config),
+            child: spawn(&config, args),
             status_addr: free.to_string(),
             _dir: dir,
         }
     }
 
+    /// Where its admin pages are.
+    pub fn address(&self) -> &str {
+        &self.status_addr
+    }
+
     /// One page of the admin server; empty while it does not answer.
     pub fn page(&self, path: &str) -> String {
+        self.send("GET", path, "")
+    }
+
+    /// Sends a request to the admin server.
+    pub fn send(&self, method: &str, path: &str, body: &str) -> String {
         let mut answer = String::new();
         if let Ok(mut stream) = TcpStream::connect(&self.status_addr) {
-            let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+            let request = format!(
+                "{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\
+                 content-length: {}\r\n\r\n{body}",
+                body.len()
+            );
             // A page that breaks off is looked at again by the caller.
             let _ = stream.write_all(request.as_bytes());
             let _ = stream.read_to_string(&mut answer);
@@ -276,10 +331,11 @@ impl Drop for Sidecar {
     }
 }
 
-fn spawn(config: &PathBuf) -> Child {
+fn spawn(config: &PathBuf, args: &[&str]) -> Child {
     Command::new(env!("CARGO_BIN_EXE_tikv-pitr"))
         .args(["serve", "--config"])
         .arg(config)
+        .args(args)
         .env("TIKV_PITR_LOG", "info")
         .env("NO_COLOR", "1")
         .stderr(Stdio::piped())

@@ -2,9 +2,6 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
-use pitr_cluster::etcd::EtcdClient;
-use pitr_cluster::tasks::keys;
 use pitr_format::{EncodedKey, Ts};
 use pitr_proto::pdpb::pd_client::PdClient as PdStub;
 use pitr_proto::pdpb::{RequestHeader, SplitRegionsRequest, UpdateGcSafePointRequest};
@@ -17,7 +14,7 @@ use crate::command::tikv_pitr;
 use crate::system::{Client, Cluster, Sidecar, Storage, load, wait_until};
 
 /// Restores the whole archive into a new cluster and compares it with the source.
-fn assert_restores(source: &Cluster, archive: &Storage, target: &Cluster) {
+pub fn assert_restores(source: &Cluster, archive: &Storage, target: &Cluster) {
     let restored = target
         .run(&["restore", "point", "-s", &archive.url(), "--json"])
         .json();
@@ -58,35 +55,6 @@ fn nothing_is_lost_when_every_third_write_of_the_storage_fails() {
         0,
         "{verified}"
     );
-}
-
-#[test]
-fn a_paused_task_is_unloaded_and_goes_on_when_it_is_resumed() {
-    let (source, archive) = (Cluster::start(), Storage::new());
-    source.log_start(&archive.url()).json();
-    let client = Client::of(&source);
-    let sidecar = Sidecar::start(&source);
-    client.write(&load(1));
-    source.wait_checkpoint(client.now());
-
-    let runtime = Runtime::new().unwrap();
-    let etcd = runtime
-        .block_on(async { EtcdClient::new(&[source.pd()]) })
-        .unwrap();
-    runtime
-        .block_on(etcd.put(keys::pause("t"), Bytes::new()))
-        .unwrap();
-    sidecar.wait_status("\"state\":\"paused\"");
-    assert_eq!(source.log_status()["tasks"][0]["status"], "PAUSE");
-    client.write(&load(2));
-    let missed = client.now();
-    runtime
-        .block_on(etcd.delete(keys::pause("t").as_bytes()))
-        .unwrap();
-    sidecar.wait_status("\"state\":\"running\"");
-    source.wait_checkpoint(missed);
-    sidecar.stop();
-    assert_restores(&source, &archive, &Cluster::start());
 }
 
 #[test]
@@ -157,7 +125,7 @@ fn split(cluster: &Cluster, at: &[&str]) {
 }
 
 /// As some clients do: past every service safepoint.
-fn run_gc(cluster: &Cluster, safe_point: Ts) {
+pub fn run_gc(cluster: &Cluster, safe_point: Ts) {
     let request = UpdateGcSafePointRequest {
         header: header(cluster),
         safe_point: safe_point.get(),

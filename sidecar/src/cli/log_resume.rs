@@ -1,0 +1,82 @@
+//! `log resume`: the sidecars read on from the checkpoint, as `br log resume` does. Refused when
+//! GC has removed what they would have to read.
+
+use pitr_cluster::tasks::keys;
+use schemars::JsonSchema;
+use serde::Serialize;
+
+use super::Outcome;
+use super::args::{OutputArgs, PdArgs};
+use super::log_pause::Standing;
+use crate::cluster::Cluster;
+use crate::codes::Code;
+use crate::failure::{Exit, Failure};
+use crate::pause::Pause;
+use crate::serve::guard;
+use crate::time;
+
+/// GC stays held for so long, until the sidecars hold it themselves.
+const RESUME_TTL_SECS: i64 = 1800;
+
+/// Arguments of `log resume`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    pd: PdArgs,
+    /// Name of the task.
+    #[arg(long, value_name = "NAME")]
+    task_name: String,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+/// A task that goes on.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct Report {
+    /// Its name.
+    task: String,
+    /// Its log is read on from here.
+    checkpoint: time::Shown,
+    /// The pause that ended.
+    pause: Pause,
+}
+
+/// Runs the verb.
+pub async fn run(args: Args) -> Outcome {
+    let cluster = Cluster::connect(&args.pd.pd).await?;
+    let name = &args.task_name;
+    keys::check_name(name)?;
+    let standing = Standing::of(&cluster, name).await?;
+    let not_paused = || Failure::new(Code::NotPaused, format!("task {name:?} is not paused"));
+    let pause = standing.pause.ok_or_else(not_paused)?;
+    let checkpoint = standing.checkpoint;
+    let gc = cluster.pd.gc_safe_point().await?;
+    if gc >= checkpoint {
+        return Err(Failure::new(
+            Code::HistoryGone,
+            format!("GC passed the checkpoint of task {name:?} while it was paused"),
+        )
+        .at(format!(
+            "checkpoint {}, GC safepoint {}",
+            time::line(checkpoint),
+            time::line(gc)
+        )));
+    }
+    if !cluster.tasks.resume(name).await? {
+        return Err(not_paused());
+    }
+    let (id, keep) = (guard::pause_service(name), checkpoint.prev());
+    cluster
+        .pd
+        .set_service_safe_point(&id, RESUME_TTL_SECS, keep)
+        .await?;
+    let report = Report {
+        task: args.task_name.clone(),
+        checkpoint: time::show(checkpoint),
+        pause,
+    };
+    args.output.show(&report, || {
+        format!("task {} goes on\nfrom: {}", report.task, report.checkpoint)
+    })?;
+    Ok(Exit::Ok)
+}
