@@ -335,6 +335,15 @@ mod tests {
         ];
         for (exit, number) in codes {
             assert_eq!(exit as u8, number);
+            let chosen = crate::codes::ALL.iter().any(|code| code.exit() == exit);
+            assert_eq!(
+                chosen,
+                exit != Exit::Ok,
+                "{exit:?} is the end of some failure"
+            );
+            let row = format!("\n| {number} |");
+            let readme = include_str!("../../README.md");
+            assert!(readme.contains(&row), "{number} is not in the README");
         }
     }
 }

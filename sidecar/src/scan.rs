@@ -21,8 +21,14 @@ pub async fn is_empty(cluster: &Cluster, ranges: &[RawRange], ts: Ts) -> Result<
     Ok(true)
 }
 
-/// Digest over (user key, value) of everything that is visible in the ranges at `ts`.
-pub async fn digest(cluster: &Cluster, ranges: &[RawRange], ts: Ts) -> Result<ScanDigest, Failure> {
+/// Digest over (user key, value) of everything that is visible in the ranges at `ts`. `seen` is
+/// told the number of keys so far.
+pub async fn digest(
+    cluster: &Cluster,
+    ranges: &[RawRange],
+    ts: Ts,
+    seen: impl Fn(u64),
+) -> Result<ScanDigest, Failure> {
     let client = KvClient::new(cluster.pd.clone());
     let mut digest = ScanDigest::default();
     for (start, end) in ranges {
@@ -31,6 +37,7 @@ pub async fn digest(cluster: &Cluster, ranges: &[RawRange], ts: Ts) -> Result<Sc
             for (key, value) in &page {
                 digest.add(key, value);
             }
+            seen(digest.count());
         }
     }
     Ok(digest)

@@ -19,6 +19,7 @@ mod log_stop;
 mod logs;
 mod man;
 mod output;
+mod progress;
 mod restore_point;
 mod serve;
 mod status;

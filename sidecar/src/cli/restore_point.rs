@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use pitr_budget::MemoryBudget;
 use pitr_format::Ts;
 use pitr_format::digest::ScanDigest;
@@ -16,7 +16,7 @@ use serde::Serialize;
 
 use super::args::{OutputArgs, PdArgs, StorageArgs};
 use super::interrupt::Interrupt;
-use super::{Outcome, output};
+use super::{Outcome, output, progress};
 use crate::cluster::{Cluster, now_or_local};
 use crate::codes::Code;
 use crate::config::ByteSize;
@@ -203,9 +203,11 @@ impl Proof {
 
 async fn proof(cluster: &Cluster, ranges: &[RawRange], restored: Ts) -> Result<Proof, Failure> {
     let now = cluster.now().await?;
+    let bar = progress::counter("keys read for the proof");
+    let seen = |keys| bar.set_position(keys);
     Ok(Proof {
-        then: scan::digest(cluster, ranges, restored).await?,
-        now: scan::digest(cluster, ranges, now).await?,
+        then: scan::digest(cluster, ranges, restored, seen).await?,
+        now: scan::digest(cluster, ranges, now, seen).await?,
     })
 }
 
@@ -290,7 +292,7 @@ async fn write(
         options,
         progress.clone(),
     ));
-    let bar = bar();
+    let bar = progress::bytes();
     let mut tick = tokio::time::interval(Duration::from_millis(200));
     let ended = loop {
         tokio::select! {
@@ -308,19 +310,6 @@ async fn write(
         Some(ended) => ended.map_err(|error| restore::restore_failure(&error, touched, written)),
         None => Err(restore::interrupted(touched, written)),
     }
-}
-
-fn bar() -> ProgressBar {
-    if !output::lively_stderr() {
-        return ProgressBar::hidden();
-    }
-    let bar = ProgressBar::new(0);
-    if let Ok(style) = ProgressStyle::with_template(
-        "{msg:10} [{bar:40}] {bytes}/{total_bytes} {bytes_per_sec} {elapsed}",
-    ) {
-        bar.set_style(style);
-    }
-    bar
 }
 
 fn draw(bar: &ProgressBar, progress: &Progress) {

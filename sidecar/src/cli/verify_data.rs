@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::args::{OutputArgs, StorageArgs};
-use super::{Outcome, output};
+use super::{Outcome, output, progress};
 use crate::codes::Code;
 use crate::failure::{Exit, Failure};
 use crate::storage;
@@ -58,7 +58,9 @@ pub async fn run(args: Args) -> Outcome {
     let storage = storage::open_existing(&args.storage.storage)?;
     let uri = storage.uri();
     let archive = Archive::open(storage).await?;
+    let bar = progress::spinner("reading and checking every object");
     let found = verify(&archive, &VerifyOptions::default()).await?;
+    bar.finish_and_clear();
     let report = report(&uri, &found);
     args.output.show(&report, || text(&report))?;
     if !args.output.json {

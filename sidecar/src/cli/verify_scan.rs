@@ -4,8 +4,8 @@
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::Outcome;
 use super::args::{OutputArgs, PdArgs};
+use super::{Outcome, progress};
 use crate::cluster::Cluster;
 use crate::codes::Code;
 use crate::failure::{Exit, Failure};
@@ -60,7 +60,10 @@ pub async fn run(args: Args) -> Outcome {
         )
         .at(format!("PD's now is {}", time::line(now))));
     }
-    let digest = scan::digest(&cluster, &wanted, at).await?;
+    let digest = {
+        let bar = progress::counter("keys read");
+        scan::digest(&cluster, &wanted, at, |keys| bar.set_position(keys)).await?
+    };
     let report = Report {
         cluster_id: cluster.pd.cluster_id(),
         at: time::show(at),
