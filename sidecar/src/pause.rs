@@ -12,6 +12,7 @@ use pitr_proto::backup::StreamBackupError;
 use prost::Message;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 /// Severity of a pause that a person asked for.
 const MANUAL: &str = "MANUAL";
@@ -99,7 +100,9 @@ impl Pause {
         if value.is_empty() {
             return Pause::from(Wire::default());
         }
-        match serde_json::from_slice::<Wire>(value) {
+        // A list would be taken for the members in their order.
+        let object = serde_json::from_slice::<Map<String, Value>>(value);
+        match object.and_then(|object| serde_json::from_value::<Wire>(object.into())) {
             Ok(wire) => Pause::from(wire),
             Err(error) => unreadable(error.to_string()),
         }

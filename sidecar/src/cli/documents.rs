@@ -109,13 +109,13 @@ mod tests {
     fn the_schema_of_the_configuration_in_docs_is_that_of_the_struct() {
         let text = format!("{:#}\n", crate::config::schema());
         let file = ("config.schema.json".to_owned(), text);
-        same_in_docs(".", ".schema.json", BTreeMap::from([file]));
+        same_in_docs("", ".schema.json", BTreeMap::from([file]));
     }
 
     #[test]
     fn the_reference_of_error_codes_in_docs_is_that_of_the_table() {
         let page = ("errors.md".to_owned(), codes::reference());
-        same_in_docs(".", "errors.md", BTreeMap::from([page]));
+        same_in_docs("", "errors.md", BTreeMap::from([page]));
     }
 
     /// Paths of all verbs, `log start` as `log-start`.

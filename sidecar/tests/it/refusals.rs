@@ -11,7 +11,7 @@ fn a_second_task_and_another_clusters_archive_are_refused() {
     let (one, other, archive) = (Cluster::start(), Cluster::start(), Storage::new());
     one.log_start(&archive.url()).json();
     one.log_start(&Storage::new().url())
-        .fails_with(11, &["\"t\" is already registered"]);
+        .fails_with(11, &["is already registered", "PITR1301"]);
     other
         .log_start(&archive.url())
         .fails_with(11, &["belongs to cluster", "nothing was written"]);
