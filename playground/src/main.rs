@@ -58,12 +58,12 @@ fn run(arguments: Arguments) -> Result<(), Box<dyn std::error::Error>> {
         .enable_all()
         .build()?;
     let playground = Playground::start(PlaygroundConfig {
-        data_dir: arguments.data_dir,
         pd_addr: arguments.pd_addr,
         store_addr: arguments.store_addr,
         status_addr: arguments.status_addr,
         cluster_id: arguments.cluster_id,
         resolved_ts_interval: Duration::from_millis(arguments.resolved_ts_interval),
+        ..PlaygroundConfig::new(arguments.data_dir)
     })?;
     let stop = waiting.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;

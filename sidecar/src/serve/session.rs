@@ -124,11 +124,7 @@ impl Session {
         let log = &context.config;
         let env = environment(context);
         let budget = env.budget.clone();
-        let flusher_config = FlusherConfig {
-            merge_limit: log.file_size_limit.get(),
-            ..FlusherConfig::new(context.store_id)
-        };
-        let flusher = Flusher::open(archive.clone(), flusher_config, &env)
+        let flusher = Flusher::open(archive.clone(), flusher_config(context), &env)
             .await
             .map_err(|error| failed(code_of(error.class()), &error))?;
         let sink = RegistrySink {
@@ -549,6 +545,13 @@ fn environment(context: &Context) -> Env {
     let memory = context.config.file_size_limit.get().saturating_mul(4);
     let budget = MemoryBudget::new(memory.max(MIN_BUDGET));
     Env::system(context.metrics.observer.clone(), budget)
+}
+
+fn flusher_config(context: &Context) -> FlusherConfig {
+    FlusherConfig {
+        merge_limit: context.config.file_size_limit.get(),
+        ..FlusherConfig::new(context.store_id)
+    }
 }
 
 fn observer_config(context: &Context) -> ObserverConfig {
