@@ -4,7 +4,7 @@ include scripts/env.mk
 # `version` tells it; a build without git does without.
 export PITR_COMMIT := $(shell git rev-parse --short=12 HEAD 2>/dev/null)
 
-.PHONY: sim setup build test lint demo playground soak bench fuzz
+.PHONY: setup build test embedded lint demo playground soak bench sim fuzz
 
 setup:
 	@scripts/setup
@@ -16,9 +16,16 @@ build: setup
 	@mkdir -p bin
 	@cp -f $(CARGO_TARGET_DIR)/debug/tikv-pitr $(CARGO_TARGET_DIR)/debug/tikv-pitr-playground bin/
 
-test: build
+test: build embedded
 	cargo test --locked --workspace
 	$(PITR_VENV)/bin/python -m unittest discover -s tests
+
+# What an engine fork links: both libraries without RocksDB and without gRPC, and the example engine.
+embedded: setup
+	cargo check --locked -p pitr-observer -p pitr-restore-worker --no-default-features
+	cargo check --locked -p pitr-toy-engine
+	@! cargo tree --locked -p pitr-observer -p pitr-restore-worker --no-default-features -e normal | grep -E 'rocksdb' || \
+	{ echo 'embedded: a library links RocksDB without its feature'; exit 1; }
 
 lint: setup
 	cargo fmt --check

@@ -17,6 +17,58 @@
 //! 2. when [`FlushSchedule::due`] says so: keep the unflushed generation, else
 //!    [`ObserverHandle::seal`]; then [`Flusher::flush`];
 //! 3. on success [`Publisher::absorb`] the proof; [`Publisher::publish`] until it succeeds.
+//!
+//! One change on its way, with the environment of an ordinary process; `examples/toy-engine` is a
+//! whole engine that brings its own.
+//!
+//! ```
+//! # use std::{error::Error, sync::Arc};
+//! # use pitr_format::{Cf, Class, EncodedKey, EncodedRange, KvRecord, OpKind, Ts, write_cf::WriteRecord};
+//! # use pitr_observer::*;
+//! # struct Pd;
+//! # #[async_trait::async_trait]
+//! # impl ProgressSink for Pd {
+//! #     async fn raise_global(&self, ts: Ts) -> Result<Ts, SinkError> { Ok(ts) }
+//! #     async fn set_storage_checkpoint(&self, _: Ts) -> Result<(), SinkError> { Ok(()) }
+//! # }
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn Error>> {
+//! let env = Env::with_registry(&prometheus::Registry::new(), 64 << 20)?;
+//! let storage = pitr_storage::open_url("memory://")?;
+//! let all = EncodedRange::ALL;
+//! let start_ts = Ts::new(100);
+//! let config = PublisherConfig {
+//!     task: "daily".to_owned(),
+//!     store_id: 1,
+//!     ranges: vec![all.clone()],
+//!     start_ts,
+//!     global_checkpoint: None,
+//! };
+//! let mut publisher = Publisher::open(config, storage.clone(), Arc::new(Pd), &env).await?;
+//! let mut flusher = Flusher::open(storage.clone(), FlusherConfig::new(1), &env).await?;
+//! let observer = Observer::start(ObserverConfig::default(), env, [all.clone()])?;
+//!
+//! let region = RegionMeta { id: 7, conf_ver: 1, version: 1, range: all.clone() };
+//! let checkpoint_ts = publisher.frontier().min_over(&all);
+//! observer.send(SourceEvent::Started { sub: 1, region, checkpoint_ts }).await?;
+//! let committed = KvRecord {
+//!     cf: Cf::Write,
+//!     op: OpKind::Put,
+//!     key: EncodedKey::encode(b"key").at(Ts::new(120)).into_bytes(),
+//!     value: WriteRecord::put(Ts::new(110), Some("value".into())).to_bytes(),
+//! };
+//! observer.send(SourceEvent::Batch { sub: 1, records: vec![committed] }).await?;
+//! observer.send(SourceEvent::Resolved { sub: 1, ts: Ts::new(150) }).await?;
+//!
+//! let mut generation = observer.seal().await?;
+//! let proof = flusher.flush(&mut generation, Ts::new(160)).await?;
+//! publisher.absorb(&proof);
+//! publisher.publish().await?;
+//! assert_eq!(publisher.checkpoint(), Ts::new(150));
+//! assert!(storage.head("v1/global_checkpoint/1.ts").await?.is_some());
+//! # Ok(())
+//! # }
+//! ```
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 

@@ -13,6 +13,36 @@
 //! | `service` (feature `grpc`) | `import_sstpb.ImportSST` over an engine |
 //! | [`engine`], [`browse`], [`digest`] | an engine to restore into and to read afterwards |
 //!
+//! An engine fork brings its own [`engine::Engine`] or [`target::Target`] and its own
+//! [`sst::SstFactory`], and links neither RocksDB nor gRPC (`default-features = false`);
+//! `examples/toy-engine` restores through its own proposer. With RocksDB it is:
+//!
+//! ```
+//! # #[cfg(feature = "rocks")]
+//! # async fn restore_to(temp: &std::path::Path) -> Result<(), Box<dyn std::error::Error>> {
+//! # use std::sync::Arc;
+//! use pitr_format::Ts;
+//! use pitr_restore_worker::engine::rocks::RocksEngine;
+//! use pitr_restore_worker::target::EngineTarget;
+//! use pitr_restore_worker::{Archive, Progress, RestoreOptions, Window, plan, restore};
+//!
+//! let storage = pitr_storage::open_existing_url("local:///backup/daily")?;
+//! let archive = Archive::open(storage.clone()).await?;
+//! let window = Window {
+//!     start: None,
+//!     restored: archive.info.log_max.unwrap_or(Ts::ZERO),
+//!     ranges: Vec::new(),
+//!     log_only: false,
+//! };
+//! let plan = plan(&archive, &window)?;
+//! let target = EngineTarget::new(Arc::new(RocksEngine::open(&temp.join("db"))?));
+//! let options = RestoreOptions::rocks(temp);
+//! let report = restore(&plan, storage, &target, options, Arc::new(Progress::default())).await?;
+//! println!("{} records, digest {}", report.written, report.digest_out);
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! The library reads no environment, prints nothing and owns no runtime; futures run on the
 //! caller's tokio runtime.
 
