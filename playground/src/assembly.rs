@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use pitr_budget::MemoryBudget;
 use pitr_format::Ts;
 use pitr_proto::cdcpb::change_data_server::ChangeDataServer;
 use pitr_proto::etcdserverpb::{
@@ -43,6 +44,8 @@ const STORE_ID: u64 = 1;
 /// Ids of stores that do not exist.
 const GHOST_IDS: u64 = 1 << 32;
 const FIRST_REGION: RegionIds = RegionIds { region: 2, peer: 3 };
+/// Memory of the import service: slices, cached or in use, and pieces of downloads.
+const IMPORT_MEMORY: u64 = 512 << 20;
 /// Events that etcd keeps for watchers.
 const ETCD_HISTORY: usize = 10_000;
 /// Larger messages are refused, as TiKV does by its raft entry limit and PD's etcd at 150 MiB.
@@ -189,18 +192,22 @@ impl Parts {
             Arc::new(StoreImport::new(self.store.clone())),
             &self.import_dir,
             ImportLimits::default(),
+            MemoryBudget::new(IMPORT_MEMORY),
         )
         .map_err(|e| format!("import: {e}"))?;
         // Go clients call a store down after one failure unless it answers health checks.
         let (_reporter, health) = tonic_health::server::health_reporter();
-        Server::builder()
+        let upkeep = import.upkeep();
+        let server = Server::builder()
             .add_service(health)
             .add_service(TikvService::server(self.store.clone()))
             .add_service(ChangeDataServer::new(cdc))
             .add_service(import.into_server())
-            .serve_with_incoming(incoming(listener)?)
-            .await
-            .map_err(|e| format!("store: {e}"))
+            .serve_with_incoming(incoming(listener)?);
+        tokio::select! {
+            ended = server => ended.map_err(|e| format!("store: {e}")),
+            () = upkeep => Ok(()),
+        }
     }
 
     fn store_meta(&self) -> metapb::Store {

@@ -12,6 +12,7 @@ use pitr_proto::{kvrpcpb::Context, metapb};
 use pitr_restore_worker::engine::rocks::RocksEngine;
 use pitr_restore_worker::engine::{EngineError, EngineOp};
 use pitr_restore_worker::service::{ImportHost, RegionError, WriteFailure};
+use pitr_restore_worker::sst::Tables;
 
 use crate::store::Store;
 use crate::store::change::Modify;
@@ -43,6 +44,21 @@ impl ImportHost for StoreImport {
     fn region(&self, context: &Context) -> Result<metapb::Region, RegionError> {
         let region = self.store.check_context(Some(context))?;
         Ok(metapb::Region::clone(&region))
+    }
+
+    fn region_epoch(&self, region_id: u64) -> Option<metapb::RegionEpoch> {
+        let regions = self.store.regions();
+        regions
+            .get(region_id)
+            .and_then(|region| region.region_epoch)
+    }
+
+    fn tables(&self) -> Tables {
+        Tables::rocks()
+    }
+
+    fn import_mode(&self, import: bool) {
+        self.store.note_import_mode(import);
     }
 
     fn change<R>(

@@ -17,6 +17,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::{Mutex, MutexGuard, RwLock};
 use pitr_format::key::data_key;
@@ -83,6 +84,7 @@ pub struct Store {
     regions: RwLock<Arc<RegionMap>>,
     observers: RwLock<Vec<Arc<dyn ApplyObserver>>>,
     ids: Arc<dyn IdAllocator>,
+    import_mode_switches: AtomicU64,
     pub(super) waiters: WaitTable,
 }
 
@@ -111,6 +113,7 @@ impl Store {
             regions: RwLock::new(Arc::new(regions)),
             observers: RwLock::new(Vec::new()),
             ids: options.ids,
+            import_mode_switches: AtomicU64::new(0),
             waiters: WaitTable::default(),
         }))
     }
@@ -123,6 +126,18 @@ impl Store {
     /// Id of the store.
     pub fn store_id(&self) -> u64 {
         self.store_id
+    }
+
+    /// A restore switched to import mode or back. There is nothing to tune; it is counted, so
+    /// that a test sees that it happened.
+    pub fn note_import_mode(&self, import: bool) {
+        tracing::info!(import, "import mode");
+        self.import_mode_switches.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// How often import mode began or ended.
+    pub fn import_mode_switches(&self) -> u64 {
+        self.import_mode_switches.load(Ordering::Acquire)
     }
 
     /// The regions as they are now.

@@ -7,7 +7,9 @@
 //! |---|---|
 //! | metas without a rule are dropped | refused |
 //! | a column family other than default and write is ignored | refused |
-//! | digest and length are not compared for a cached slice | always compared, nothing is cached |
+//! | digest and length are not compared for a cached slice | always compared |
+//! | slices of equal names in two archives share the cache | the storage is part of the name |
+//! | slices before a damaged one are written | all slices of a request are proven first |
 //! | of several versions of a key in one batch only the newest stays | all stay |
 //! | region and leader are checked after the download | before |
 //! | decompression may exceed the declared length | capped by it; the length is required |
@@ -15,141 +17,75 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use pitr_format::compress::decompress;
+use pitr_budget::Reservation;
 use pitr_format::key::split_versioned;
 use pitr_format::record::RecordIter;
 use pitr_format::write_cf::{WriteRecord, WriteType};
 use pitr_format::{Cf, EncodedRange};
-use pitr_proto::backup::CompressionType;
-use pitr_proto::errorpb;
-use pitr_proto::import_sstpb::{self, ApplyRequest, KvMeta, Range, RewriteRule};
+use pitr_proto::import_sstpb::{ApplyRequest, KvMeta, Range, RewriteRule};
 use pitr_proto::kvrpcpb::Context;
-use pitr_storage::{SharedStorage, open_backend};
-use sha2::{Digest, Sha256};
-use tokio::sync::OwnedSemaphorePermit;
 
-use super::host::{ImportHost, RegionError, WriteFailure};
-use super::quota::Quota;
-use super::{ImportLimits, check_store};
+use super::cache::CachedSlice;
+use super::error::{ImportError, Reading};
+use super::host::{ImportHost, WriteFailure};
+use super::slices::SliceReader;
+use super::{Shared, check_store};
 use crate::engine::{EngineCf, EngineOp};
 use crate::filter::without_rollback_marks;
 
 /// Set in `txn_source` of what a log restore writes, so that TiCDC ignores it (tikv/tikv#19657).
 const TXN_SOURCE_RESTORE: u64 = 1 << 16;
-/// Longest wait that a busy answer proposes.
-const BUSY_BACKOFF_MS: u64 = 1_000;
 /// Bytes that a change takes besides key and value.
 const CHANGE_OVERHEAD: usize = 12;
-
-/// Why an `Apply` failed; becomes `import_sstpb.Error`. The text of each begins like TiKV's, so
-/// that BR understands it.
-#[derive(Debug, thiserror::Error)]
-pub enum ApplyError {
-    /// Region, leader, epoch or store do not fit.
-    #[error("failed to complete raft command: {}", .0.message)]
-    Region(RegionError),
-    /// The engine failed.
-    #[error("failed to complete raft command: {0}")]
-    Engine(String),
-    /// The request contradicts itself.
-    #[error("bad format {0}")]
-    BadFormat(String),
-    /// The slice is missing, cut, or not what the request says.
-    #[error("Cannot read {uri}/{name} into memory: {what}")]
-    CannotRead {
-        /// The storage.
-        uri: String,
-        /// The object.
-        name: String,
-        /// What is wrong.
-        what: String,
-    },
-    /// The storage cannot be opened.
-    #[error("{0}")]
-    Storage(String),
-    /// LZ4 and Snappy, as TiKV.
-    #[error("the compression type is unimplemented, compression type id {0}")]
-    Compression(String),
-    /// A key does not begin as the rule says.
-    #[error("file {name} has wrong prefix: key {key} does not start with {prefix}")]
-    WrongKeyPrefix {
-        /// The object.
-        name: String,
-        /// Encoded key, hex.
-        key: String,
-        /// Encoded prefix, hex.
-        prefix: String,
-    },
-    /// All memory for applies is in use.
-    #[error("resource is not enough memory is limited")]
-    Busy,
-}
-
-impl ApplyError {
-    pub(super) fn into_message(self) -> import_sstpb::Error {
-        let message = self.to_string();
-        let store_error = match self {
-            ApplyError::Region(error) => Some(*error),
-            ApplyError::Busy => Some(errorpb::Error {
-                // BR waits on exactly this text (br/pkg/restore/log_client/import_retry.go).
-                message: "memory is limited".to_owned(),
-                server_is_busy: Some(errorpb::ServerIsBusy {
-                    reason: "memory is limited".to_owned(),
-                    backoff_ms: BUSY_BACKOFF_MS,
-                    ..errorpb::ServerIsBusy::default()
-                }),
-                ..errorpb::Error::default()
-            }),
-            _ => None,
-        };
-        import_sstpb::Error {
-            message,
-            store_error,
-        }
-    }
-}
 
 /// Serves one request: the range of keys in its windows, or `None` if there were none. As in
 /// TiKV's answer, a lock or rollback record counts although nothing is written for it.
 pub(super) async fn apply<H: ImportHost>(
-    host: &Arc<H>,
-    quota: &Quota,
-    limits: &ImportLimits,
-    request: ApplyRequest,
-) -> Result<Option<Range>, ApplyError> {
+    shared: &Arc<Shared<H>>,
+    request: &ApplyRequest,
+) -> Result<Option<Range>, ImportError> {
+    let host = &shared.host;
     let context = request.context.clone().unwrap_or_default();
-    check_store(host.as_ref(), &context).map_err(ApplyError::Region)?;
-    host.region(&context).map_err(ApplyError::Region)?;
-    let slices = pair(&request)?;
+    check_store(host.as_ref(), &context).map_err(ImportError::Region)?;
+    host.region(&context).map_err(ImportError::Region)?;
+    let slices = pair(request)?;
     if slices.is_empty() {
         return Ok(None);
     }
-    let backend = request.storage_backend.clone().unwrap_or_default();
-    let storage = open_backend(&backend).map_err(|e| ApplyError::Storage(e.to_string()))?;
+    let opened = shared
+        .storages
+        .open(request.storage_backend.as_ref(), &request.storage_cache_id)?;
+    let reader = SliceReader {
+        cache: &shared.cache,
+        speed: &shared.speed,
+        opened: &opened,
+        cipher: request.cipher_info.as_ref(),
+        max_slice_bytes: shared.limits.max_slice_bytes,
+    };
+    let mut held = shared.cache.memory();
+    for (meta, rule) in &slices {
+        let slice = reader.slice(meta, &mut held).await?;
+        check_prefixes(meta, rule, &slice.plain)?;
+    }
     let mut seen: Seen = None;
     for (meta, rule) in slices {
-        if meta.length > limits.max_slice_bytes {
-            let what = format!(
-                "slice of {} bytes, at most {}",
-                meta.length, limits.max_slice_bytes
-            );
-            return Err(ApplyError::BadFormat(what));
-        }
-        let memory = quota.reserve(meta.length).ok_or(ApplyError::Busy)?;
-        let stored = read(&storage, &meta).await?;
+        let slice = reader.slice(&meta, &mut held).await?;
+        let batch_bytes = (shared.limits.write_bytes).min(slice.plain.len());
+        shared.cache.grow(&mut held, batch_bytes as u64)?;
         let work = SliceWork {
             host: Arc::clone(host),
             context: context.clone(),
-            uri: storage.uri(),
-            write_bytes: limits.write_bytes,
+            uri: opened.storage.uri(),
+            write_bytes: shared.limits.write_bytes,
             meta,
             rule,
-            _memory: memory,
+            slice,
+            _memory: held.take(),
         };
-        let worker = tokio::task::spawn_blocking(move || work.run(&stored));
+        let worker = tokio::task::spawn_blocking(move || work.run());
         let range = worker
             .await
-            .map_err(|e| ApplyError::Engine(e.to_string()))??;
+            .map_err(|e| ImportError::Engine(e.to_string()))??;
         if let Some((first, last)) = range {
             let (old_first, old_last) = seen.unwrap_or_else(|| (first.clone(), last.clone()));
             seen = Some((old_first.min(first), old_last.max(last)));
@@ -161,12 +97,48 @@ pub(super) async fn apply<H: ImportHost>(
     }))
 }
 
+/// Finds what would end the request in the middle: an unknown column family, a key without the
+/// prefix of its rule.
+fn check_prefixes(meta: &KvMeta, rule: &RewriteRule, plain: &[u8]) -> Result<(), ImportError> {
+    column_family(meta)?;
+    if rule.new_key_prefix.is_empty() {
+        return Ok(());
+    }
+    for record in RecordIter::new(plain) {
+        // Framing was proven when the slice was read.
+        let Ok((key, _)) = record else { break };
+        rewrite(meta, rule, key)?;
+    }
+    Ok(())
+}
+
+fn column_family(meta: &KvMeta) -> Result<Cf, ImportError> {
+    Cf::parse(&meta.cf)
+        .ok_or_else(|| ImportError::BadFormat(format!("unknown column family {:?}", meta.cf)))
+}
+
+fn rewrite(meta: &KvMeta, rule: &RewriteRule, key: &[u8]) -> Result<Vec<u8>, ImportError> {
+    let (old, new) = (&rule.old_key_prefix, &rule.new_key_prefix);
+    let key = match key.strip_prefix(&old[..]) {
+        Some(rest) => [new, rest].concat(),
+        None => key.to_vec(),
+    };
+    if key.starts_with(new) {
+        return Ok(key);
+    }
+    Err(ImportError::WrongKeyPrefix {
+        what: format!("file {}", meta.name),
+        key: hex::encode_upper(key),
+        prefix: hex::encode_upper(new),
+    })
+}
+
 /// Each slice with its rule; the form of before TiKV 6.5 (one slice) counts as the last.
-fn pair(request: &ApplyRequest) -> Result<Vec<(KvMeta, RewriteRule)>, ApplyError> {
+fn pair(request: &ApplyRequest) -> Result<Vec<(KvMeta, RewriteRule)>, ImportError> {
     let (metas, rules) = (request.metas.len(), request.rewrite_rules.len());
     if metas != rules {
         let what = format!("request: {metas} metas but {rules} rewrite rules");
-        return Err(ApplyError::BadFormat(what));
+        return Err(ImportError::BadFormat(what));
     }
     let mut slices: Vec<_> = request
         .metas
@@ -183,25 +155,6 @@ fn pair(request: &ApplyRequest) -> Result<Vec<(KvMeta, RewriteRule)>, ApplyError
     Ok(slices)
 }
 
-async fn read(storage: &SharedStorage, meta: &KvMeta) -> Result<Bytes, ApplyError> {
-    let cannot = |what: String| ApplyError::CannotRead {
-        uri: storage.uri(),
-        name: meta.name.clone(),
-        what,
-    };
-    if meta.file_encryption_info.is_some() {
-        return Err(cannot("encrypted log files are not supported".to_owned()));
-    }
-    let result = if meta.range_length == 0 {
-        storage.get(&meta.name).await
-    } else {
-        let end = meta.range_offset.checked_add(meta.range_length);
-        let end = end.ok_or_else(|| cannot("the range ends beyond 2^64 bytes".to_owned()))?;
-        storage.get_range(&meta.name, meta.range_offset..end).await
-    };
-    result.map_err(|e| cannot(e.detail))
-}
-
 /// One slice on a blocking thread.
 struct SliceWork<H> {
     host: Arc<H>,
@@ -210,21 +163,20 @@ struct SliceWork<H> {
     write_bytes: usize,
     meta: KvMeta,
     rule: RewriteRule,
-    _memory: OwnedSemaphorePermit,
+    slice: Arc<CachedSlice>,
+    /// For the changes of one write.
+    _memory: Reservation,
 }
 
 /// Smallest and largest key.
 type Seen = Option<(Vec<u8>, Vec<u8>)>;
 
 impl<H: ImportHost> SliceWork<H> {
-    fn run(&self, stored: &Bytes) -> Result<Seen, ApplyError> {
-        let cf = Cf::parse(&self.meta.cf).ok_or_else(|| {
-            ApplyError::BadFormat(format!("unknown column family {:?}", self.meta.cf))
-        })?;
-        let plain = self.plaintext(stored)?;
+    fn run(&self) -> Result<Seen, ImportError> {
+        let cf = column_family(&self.meta)?;
         let mut batch = Batch::default();
         let mut seen: Seen = None;
-        for record in RecordIter::new(&plain) {
+        for record in RecordIter::new(&self.slice.plain) {
             let (key, value) = record.map_err(|e| self.cannot_read(&e))?;
             let Some(key) = self.selected(key)? else {
                 continue;
@@ -248,46 +200,18 @@ impl<H: ImportHost> SliceWork<H> {
         Ok(seen)
     }
 
-    fn cannot_read(&self, what: &dyn std::fmt::Display) -> ApplyError {
-        ApplyError::CannotRead {
+    fn cannot_read(&self, what: &dyn std::fmt::Display) -> ImportError {
+        let reading = Reading {
             uri: self.uri.clone(),
             name: self.meta.name.clone(),
-            what: what.to_string(),
-        }
-    }
-
-    /// Decompressed, and compared with the request's length and digest.
-    fn plaintext(&self, stored: &Bytes) -> Result<Bytes, ApplyError> {
-        let meta = &self.meta;
-        let plain = match CompressionType::try_from(meta.compression_type) {
-            Ok(CompressionType::Unknown) => stored.clone(),
-            Ok(CompressionType::Zstd) if meta.length == 0 => {
-                let what = "a compressed slice without its length".to_owned();
-                return Err(ApplyError::BadFormat(what));
-            }
-            Ok(CompressionType::Zstd) => decompress(stored, meta.length)
-                .map_err(|e| self.cannot_read(&e))?
-                .into(),
-            Ok(other) => return Err(ApplyError::Compression(format!("{other:?}"))),
-            Err(_) => return Err(ApplyError::Compression(meta.compression_type.to_string())),
+            into: "memory".to_owned(),
         };
-        if meta.length != 0 && plain.len() as u64 != meta.length {
-            let what = format!("downloaded size {}, expected {}", plain.len(), meta.length);
-            return Err(self.cannot_read(&what));
-        }
-        let digest = Sha256::digest(&plain);
-        if !meta.sha256.is_empty() && digest[..] != meta.sha256[..] {
-            let (want, got) = (hex::encode(&meta.sha256), hex::encode(digest));
-            let what =
-                format!("plaintext file checksums do not match, expect: {want}, calculate: {got}");
-            return Err(self.cannot_read(&what));
-        }
-        Ok(plain)
+        reading.damaged(what)
     }
 
     /// The rewritten key (no `z`) of a record in the slice's window and region.
-    fn selected(&self, key: &[u8]) -> Result<Option<Vec<u8>>, ApplyError> {
-        let (meta, key) = (&self.meta, self.rewrite(key)?);
+    fn selected(&self, key: &[u8]) -> Result<Option<Vec<u8>>, ImportError> {
+        let (meta, key) = (&self.meta, rewrite(&self.meta, &self.rule, key)?);
         let (_, ts) = split_versioned(&key).map_err(|e| self.cannot_read(&e))?;
         let range = EncodedRange::new(meta.start_key.clone(), meta.end_key.clone());
         let in_window = meta.start_ts <= ts.get() && ts.get() <= meta.restore_ts;
@@ -315,30 +239,14 @@ impl<H: ImportHost> SliceWork<H> {
         })
     }
 
-    fn rewrite(&self, key: &[u8]) -> Result<Vec<u8>, ApplyError> {
-        let (old, new) = (&self.rule.old_key_prefix, &self.rule.new_key_prefix);
-        let key = match key.strip_prefix(&old[..]) {
-            Some(rest) => [new, rest].concat(),
-            None => key.to_vec(),
-        };
-        if key.starts_with(new) {
-            return Ok(key);
-        }
-        Err(ApplyError::WrongKeyPrefix {
-            name: self.meta.name.clone(),
-            key: hex::encode_upper(key),
-            prefix: hex::encode_upper(new),
-        })
-    }
-
-    fn write(&self, batch: &mut Batch) -> Result<(), ApplyError> {
+    fn write(&self, batch: &mut Batch) -> Result<(), ImportError> {
         if batch.ops.is_empty() {
             return Ok(());
         }
         let ops = std::mem::take(batch).ops;
         self.host.write(&self.context, &ops).map_err(|e| match e {
-            WriteFailure::Region(e) => ApplyError::Region(e),
-            WriteFailure::Engine(e) => ApplyError::Engine(e.to_string()),
+            WriteFailure::Region(e) => ImportError::Region(e),
+            WriteFailure::Engine(e) => ImportError::Engine(e.to_string()),
         })
     }
 }

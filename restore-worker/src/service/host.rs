@@ -5,6 +5,7 @@ use std::sync::Arc;
 use pitr_proto::{errorpb, kvrpcpb::Context, metapb};
 
 use crate::engine::{Engine, EngineError, EngineOp};
+use crate::sst::Tables;
 
 /// A region error, boxed because it is large.
 pub type RegionError = Box<errorpb::Error>;
@@ -24,6 +25,18 @@ pub trait ImportHost: Send + Sync + 'static {
     /// The region a context means, after the checks of TiKV in its order: region present, leader,
     /// peer, epoch. The store id was checked before.
     fn region(&self, context: &Context) -> Result<metapb::Region, RegionError>;
+
+    /// The epoch of a region that has a peer on this store.
+    fn region_epoch(&self, region_id: u64) -> Option<metapb::RegionEpoch>;
+
+    /// How the engine's SST files are read and written.
+    fn tables(&self) -> Tables;
+
+    /// A driver asked for import mode or ended it, or it ended by itself. A host that tunes its
+    /// engine for many ingests does it here.
+    fn import_mode(&self, import: bool) {
+        let _ = import;
+    }
 
     /// Runs `change` while the checks of [`ImportHost::region`] hold and no other write and no
     /// split can happen: under the store's write lock.

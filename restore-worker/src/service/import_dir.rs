@@ -1,16 +1,31 @@
-//! The directory of uploaded files.
+//! The directory of uploaded and downloaded files.
 //!
-//! A finished file is `<uuid>_<region>_<conf_ver>_<version>_<cf>_2.sst` in the root, one being
-//! written has the same name under `.temp` (tikv/tikv `components/sst_importer/src/import_file.rs`).
+//! | name | what |
+//! |---|---|
+//! | `<uuid>_<region>_<conf_ver>_<version>_<cf>_2.sst` | a finished file, named as in TiKV (tikv/tikv `components/sst_importer/src/import_file.rs`) |
+//! | the same + `.sum` | its record: what it was made from, crc32, length, range |
+//! | `.temp/…` | being made; emptied at start |
+//! | `.partial/…` | objects fetched in part; a download goes on with them |
+//!
+//! Invariant: a finished file has its record, so that it can be proven again before its ingest.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read, Write};
 use std::path::{Component, Path, PathBuf};
 
-use pitr_format::Cf;
-use pitr_proto::import_sstpb::SstMeta;
+use pitr_format::{Cf, Class};
+use pitr_proto::import_sstpb::{DownloadResponse, SstMeta};
+use prost::Message;
 use uuid::Uuid;
 
+use super::turns::Turns;
+
 const TEMP: &str = ".temp";
+const PARTIAL: &str = ".partial";
+/// Added to the name of a file.
+pub(super) const RECORD: &str = ".sum";
+/// Bytes read at a time for a checksum.
+const BLOCK: usize = 1 << 20;
 
 /// Errors of files in the directory. The text begins with TiKV's name of the error, which clients
 /// look for.
@@ -33,6 +48,9 @@ pub enum ImportDirError {
     /// Messages of an upload in the wrong order.
     #[error("InvalidChunk")]
     InvalidChunk,
+    /// A table could not be written.
+    #[error("RocksDb({0})")]
+    Engine(String),
     /// The disk.
     #[error("Io({action} {path:?}: {source})")]
     Io {
@@ -43,6 +61,62 @@ pub enum ImportDirError {
         /// The system's answer.
         source: io::Error,
     },
+}
+
+impl ImportDirError {
+    /// What a driver can do about it.
+    pub fn class(&self) -> Class {
+        match self {
+            // What is damaged is gone, so that the next try makes it anew.
+            ImportDirError::FileCorrupted { .. } => Class::Retry,
+            ImportDirError::FileExists(_)
+            | ImportDirError::InvalidSstPath(_)
+            | ImportDirError::InvalidChunk
+            | ImportDirError::Engine(_)
+            | ImportDirError::Io { .. } => Class::Permanent,
+        }
+    }
+}
+
+/// What is known of a finished file.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Record {
+    /// Digest of the request that made it; zeros for an upload.
+    pub(super) identity: [u8; 32],
+    /// The answer to that request; of an upload, crc32 and length.
+    pub(super) response: DownloadResponse,
+}
+
+impl Record {
+    fn encode(&self) -> Vec<u8> {
+        let mut bytes = self.identity.to_vec();
+        bytes.extend_from_slice(&self.response.encode_to_vec());
+        bytes
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Record> {
+        let (identity, response) = bytes.split_first_chunk()?;
+        Some(Record {
+            identity: *identity,
+            response: DownloadResponse::decode(response).ok()?,
+        })
+    }
+}
+
+/// CRC-32 and length of a file.
+pub(super) fn checksum_of(path: &Path) -> Result<(u32, u64), ImportDirError> {
+    let mut file = File::open(path).map_err(io_error("open", path))?;
+    let (mut hasher, mut length) = (crc32fast::Hasher::new(), 0);
+    let mut block = vec![0; BLOCK];
+    loop {
+        match file.read(&mut block).map_err(io_error("read", path))? {
+            0 => return Ok((hasher.finalize(), length)),
+            read => {
+                hasher.update(&block[..read]);
+                length += read as u64;
+            }
+        }
+    }
 }
 
 /// Wraps an I/O error with its place.
@@ -58,13 +132,14 @@ pub(super) fn io_error<'a>(
 }
 
 /// An opened import directory.
-#[derive(Debug)]
 pub struct ImportDir {
     root: PathBuf,
+    turns: Turns,
 }
 
 impl ImportDir {
-    /// Creates the directory if missing and drops uploads that a former process did not finish.
+    /// Creates the directory if missing and drops what a former process did not finish, except
+    /// for parts of downloads, which can be gone on with.
     pub fn open(root: &Path) -> Result<Self, ImportDirError> {
         let temp = root.join(TEMP);
         match std::fs::remove_dir_all(&temp) {
@@ -74,8 +149,29 @@ impl ImportDir {
             _ => {}
         }
         std::fs::create_dir_all(&temp).map_err(io_error("create", &temp))?;
+        let partial = root.join(PARTIAL);
+        std::fs::create_dir_all(&partial).map_err(io_error("create", &partial))?;
         let root = root.canonicalize().map_err(io_error("resolve", root))?;
-        Ok(ImportDir { root })
+        let dir = ImportDir {
+            root,
+            turns: Turns::default(),
+        };
+        dir.drop_lone_records()?;
+        Ok(dir)
+    }
+
+    /// A crash between the two renames of [`ImportDir::finish`] leaves a record without a file.
+    fn drop_lone_records(&self) -> Result<(), ImportDirError> {
+        let list = io_error("list", &self.root);
+        for entry in std::fs::read_dir(&self.root).map_err(list)? {
+            let path = entry.map_err(io_error("list", &self.root))?.path();
+            let name = path.file_name().and_then(|name| name.to_str());
+            let lone = name.is_some_and(|name| name.ends_with(RECORD));
+            if lone && !path.with_extension("").exists() {
+                std::fs::remove_file(&path).map_err(io_error("remove", &path))?;
+            }
+        }
+        Ok(())
     }
 
     /// Where the finished file of `meta` lies.
@@ -86,6 +182,86 @@ impl ImportDir {
     /// Where it lies while it is written.
     pub fn temp_path(&self, meta: &SstMeta) -> Result<PathBuf, ImportDirError> {
         Ok(self.root.join(TEMP).join(file_name(meta)?))
+    }
+
+    /// A name below `.temp` that nobody else has.
+    pub(super) fn scratch(&self, kind: &str) -> PathBuf {
+        self.root
+            .join(TEMP)
+            .join(format!("{}.{kind}", Uuid::new_v4()))
+    }
+
+    /// Where the part of an object lies; `name` is hex.
+    pub(super) fn part(&self, name: &str) -> PathBuf {
+        self.parts().join(name)
+    }
+
+    pub(super) fn parts(&self) -> PathBuf {
+        self.root.join(PARTIAL)
+    }
+
+    /// Who works on which path.
+    pub(super) fn turns(&self) -> &Turns {
+        &self.turns
+    }
+
+    /// Gives the synced file `temp` its final name, durably, after its record.
+    pub(super) fn finish(
+        &self,
+        temp: &Path,
+        path: &Path,
+        record: &Record,
+    ) -> Result<(), ImportDirError> {
+        let scratch = self.scratch("sum");
+        let mut file = File::create_new(&scratch).map_err(io_error("create", &scratch))?;
+        file.write_all(&record.encode())
+            .and_then(|()| file.sync_all())
+            .map_err(io_error("write", &scratch))?;
+        std::fs::rename(&scratch, record_path(path)).map_err(io_error("rename", &scratch))?;
+        std::fs::rename(temp, path).map_err(io_error("rename", temp))?;
+        let root = File::open(&self.root).map_err(io_error("open", &self.root))?;
+        root.sync_all().map_err(io_error("sync", &self.root))
+    }
+
+    /// The record of a finished file, whose bytes are compared with it; `None` if it is not there.
+    /// A file that is damaged is dropped with the error.
+    pub(super) fn intact(&self, path: &Path) -> Result<Option<Record>, ImportDirError> {
+        if !path.is_file() {
+            return Ok(None);
+        }
+        let corrupted = |reason: String| {
+            self.discard(path);
+            ImportDirError::FileCorrupted {
+                path: path.to_owned(),
+                reason,
+            }
+        };
+        let bytes = std::fs::read(record_path(path));
+        let record = bytes.ok().as_deref().and_then(Record::decode);
+        let Some(record) = record else {
+            return Err(corrupted("its record is missing or damaged".to_owned()));
+        };
+        let (crc32, length) = checksum_of(path)?;
+        let expected = (record.response.crc32, record.response.length);
+        if (crc32, length) != expected {
+            let reason = format!(
+                "(crc32, length) {:?}, expected {expected:?}",
+                (crc32, length)
+            );
+            return Err(corrupted(reason));
+        }
+        Ok(Some(record))
+    }
+
+    /// Removes a file and its record.
+    pub(super) fn discard(&self, path: &Path) {
+        for path in [path, &record_path(path)] {
+            if let Err(e) = std::fs::remove_file(path)
+                && e.kind() != io::ErrorKind::NotFound
+            {
+                tracing::warn!(path = %path.display(), error = %e, "file stays until the sweep");
+            }
+        }
     }
 
     /// The root.
@@ -125,6 +301,12 @@ impl ImportDir {
         };
         removed.map_err(io_error("remove", &real))
     }
+}
+
+fn record_path(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(RECORD);
+    name.into()
 }
 
 fn file_name(meta: &SstMeta) -> Result<String, ImportDirError> {
@@ -205,10 +387,55 @@ mod tests {
         let outer = tempfile::tempdir().unwrap();
         let root = outer.path().join("import");
         ImportDir::open(&root).unwrap();
-        std::fs::write(root.join(".temp/half.sst"), b"x").unwrap();
-        std::fs::write(root.join("whole.sst"), b"x").unwrap();
+        let there = |name: &str| root.join(name).exists();
+        for name in [
+            ".temp/half.sst",
+            "whole.sst",
+            "whole.sst.sum",
+            "lone.sst.sum",
+            ".partial/x",
+        ] {
+            std::fs::write(root.join(name), b"x").unwrap();
+        }
         ImportDir::open(&root).unwrap();
-        assert!(!root.join(".temp/half.sst").exists());
-        assert!(root.join("whole.sst").exists());
+        assert!(!there(".temp/half.sst") && !there("lone.sst.sum"));
+        assert!(there("whole.sst") && there("whole.sst.sum"));
+        assert!(there(".partial/x"), "a download can go on with it");
+    }
+
+    #[test]
+    fn a_finished_file_is_proven_against_its_record_and_dropped_when_damaged() {
+        let outer = tempfile::tempdir().unwrap();
+        let dir = ImportDir::open(&outer.path().join("import")).unwrap();
+        let path = dir.root().join("a.sst");
+        let record = Record {
+            identity: [7; 32],
+            response: DownloadResponse {
+                crc32: crc32fast::hash(b"content"),
+                length: 7,
+                ..DownloadResponse::default()
+            },
+        };
+        let make = || {
+            let temp = dir.scratch("sst");
+            std::fs::write(&temp, b"content").unwrap();
+            dir.finish(&temp, &path, &record).unwrap();
+        };
+        assert_eq!(dir.intact(&path).unwrap(), None);
+        make();
+        assert_eq!(dir.intact(&path).unwrap().as_ref(), Some(&record));
+        type Harm = fn(&Path);
+        let harms: [Harm; 3] = [
+            |path| std::fs::write(path, b"c0ntent").unwrap(),
+            |path| std::fs::write(path, b"conten").unwrap(),
+            |path| std::fs::remove_file(record_path(path)).unwrap(),
+        ];
+        for harm in harms {
+            make();
+            harm(&path);
+            let error = dir.intact(&path).unwrap_err();
+            assert!(error.to_string().starts_with("FileCorrupted"), "{error}");
+            assert!(!path.exists() && !record_path(&path).exists());
+        }
     }
 }

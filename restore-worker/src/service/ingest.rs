@@ -1,6 +1,7 @@
 //! `MultiIngest`: uploaded files into the engine, in TiKV's order of checks (tikv/tikv
 //! `src/import/ingest.rs`): store, region, then the files' existence, then each file against the
-//! region.
+//! region. Every file is compared with its record once more, so that a byte that changed since its
+//! upload or download never reaches the engine.
 
 use std::path::PathBuf;
 
@@ -11,7 +12,7 @@ use pitr_proto::metapb::Region;
 
 use super::check_store;
 use super::host::{ImportHost, RegionError};
-use super::import_dir::ImportDir;
+use super::import_dir::{ImportDir, Record};
 use crate::engine::{Engine, EngineCf};
 
 /// TiKV's words, including their spelling.
@@ -47,6 +48,9 @@ pub(super) fn multi_ingest<H: ImportHost>(
         }
         Ok(())
     })??;
+    for (_, path) in &files {
+        dir.discard(path);
+    }
     host.ingested(region_id);
     Ok(())
 }
@@ -55,7 +59,11 @@ fn locate(dir: &ImportDir, ssts: &[SstMeta]) -> Result<Vec<(Cf, PathBuf)>, Regio
     let mut files = Vec::with_capacity(ssts.len());
     for sst in ssts {
         let path = dir.path(sst).map_err(|e| failed(sst.region_id, &e))?;
-        exists(&path)?;
+        let record = dir.intact(&path).map_err(|e| failed(sst.region_id, &e))?;
+        let Some(record) = record else {
+            return Err(gone());
+        };
+        check_range(sst, &record)?;
         let cf = Cf::parse(&sst.cf_name)
             .ok_or_else(|| failed(sst.region_id, &"unknown column family"))?;
         files.push((cf, path));
@@ -64,14 +72,38 @@ fn locate(dir: &ImportDir, ssts: &[SstMeta]) -> Result<Vec<(Cf, PathBuf)>, Regio
 }
 
 fn exists(path: &std::path::Path) -> Result<(), RegionError> {
-    if path.is_file() {
-        return Ok(());
+    match path.is_file() {
+        true => Ok(()),
+        false => Err(gone()),
     }
-    Err(Box::new(errorpb::Error {
+}
+
+fn gone() -> RegionError {
+    Box::new(errorpb::Error {
         message: FILE_GONE.to_owned(),
         stale_command: Some(errorpb::StaleCommand::default()),
         ..errorpb::Error::default()
-    }))
+    })
+}
+
+/// The range that is checked against the region must be one that holds the file: what a download
+/// found is known.
+fn check_range(sst: &SstMeta, record: &Record) -> Result<(), RegionError> {
+    let Some(actual) = &record.response.range else {
+        return Ok(());
+    };
+    let said = sst.range.clone().unwrap_or_default();
+    if said.start <= actual.start && actual.end <= said.end {
+        return Ok(());
+    }
+    let what = format!(
+        "the file holds keys {} to {}, the request says {} to {}",
+        hex::encode_upper(&actual.start),
+        hex::encode_upper(&actual.end),
+        hex::encode_upper(&said.start),
+        hex::encode_upper(&said.end)
+    );
+    Err(failed(sst.region_id, &what))
 }
 
 /// The file was made for this region at this epoch, and its keys lie inside.

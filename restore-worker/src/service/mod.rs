@@ -1,43 +1,65 @@
 //! `import_sstpb.ImportSST` over an [`Engine`]: the calls that a restore driver makes on a store.
 //!
-//! Served: `Upload`, `MultiIngest`, `Apply`, `ClearFiles`, `SwitchMode`. The forms of answers are
-//! those of TiKV (tikv/tikv `src/import/sst_service.rs`, `src/import/ingest.rs`); where TiKV
-//! accepts in silence what it cannot have meant, this service refuses: see [`apply`].
+//! Served: `Upload`, `Download`, `BatchDownload`, `SetDownloadSpeedLimit`, `Ingest`, `MultiIngest`,
+//! `Apply`, `ClearFiles`, `SwitchMode`. The forms of answers are those of TiKV (tikv/tikv
+//! `src/import/sst_service.rs`, `src/import/ingest.rs`); where TiKV accepts in silence what it
+//! cannot have meant, this service refuses: see [`apply`] and [`download`].
 //!
-//! The owner of the store implements [`ImportHost`] and serves [`ImportService::into_server`].
+//! The owner of the store implements [`ImportHost`], serves [`ImportService::into_server`] and
+//! runs [`ImportService::upkeep`] beside it.
 
 pub mod apply;
+mod cache;
+mod cipher;
+mod download;
+pub mod error;
 pub mod host;
 pub mod import_dir;
 mod ingest;
-mod quota;
+mod mode;
+mod slices;
+mod speed;
+mod storages;
+mod sweep;
+mod turns;
 mod upload;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
+use pitr_budget::MemoryBudget;
 use pitr_proto::errorpb;
 use pitr_proto::import_sstpb::import_sst_server::{ImportSst, ImportSstServer};
 use pitr_proto::import_sstpb::{
-    self, ApplyRequest, ApplyResponse, ClearRequest, ClearResponse, IngestResponse,
-    MultiIngestRequest, SwitchModeRequest, SwitchModeResponse, UploadRequest, UploadResponse,
+    self, ApplyRequest, ApplyResponse, ClearRequest, ClearResponse, DownloadRequest,
+    DownloadResponse, IngestRequest, IngestResponse, MultiIngestRequest,
+    SetDownloadSpeedLimitRequest, SetDownloadSpeedLimitResponse, SwitchModeRequest,
+    SwitchModeResponse, UploadRequest, UploadResponse,
 };
 use tonic::{Request, Response, Status, Streaming};
 
+use cache::SliceCache;
+use download::Form;
+pub use error::ImportError;
 pub use host::{ImportHost, RegionError, WriteFailure};
 pub use import_dir::{ImportDir, ImportDirError};
-use quota::Quota;
+use mode::Mode;
+use speed::SpeedLimits;
+use storages::Storages;
 
 /// TiKV does not limit what it receives; senders of SST files use a few MiB a message.
 const MAX_MESSAGE: usize = 64 << 20;
+/// How often caches are looked through (TiKV: the same).
+const TICK: Duration = Duration::from_secs(10);
 
 /// Bounds of the service.
 #[derive(Clone, Debug)]
 pub struct ImportLimits {
-    /// Plaintext bytes of all `Apply` calls at once; beyond, the store answers "busy".
-    pub apply_memory: u64,
-    /// Largest plaintext of one slice.
+    /// Plaintext bytes of slices that are kept although no call uses them.
+    pub cache_bytes: u64,
+    /// Largest slice, stored or decompressed.
     pub max_slice_bytes: u64,
     /// Bytes of changes that are written to the engine at once (TiKV: half of a raft entry).
     pub write_bytes: usize,
@@ -46,7 +68,7 @@ pub struct ImportLimits {
 impl Default for ImportLimits {
     fn default() -> Self {
         ImportLimits {
-            apply_memory: 512 << 20,
+            cache_bytes: 256 << 20,
             max_slice_bytes: 1 << 30,
             write_bytes: 4 << 20,
         }
@@ -55,24 +77,41 @@ impl Default for ImportLimits {
 
 /// The gRPC service.
 pub struct ImportService<H> {
+    shared: Arc<Shared<H>>,
+}
+
+/// What calls share.
+struct Shared<H> {
     host: Arc<H>,
     dir: Arc<ImportDir>,
-    quota: Quota,
+    budget: Arc<MemoryBudget>,
+    cache: SliceCache,
+    storages: Storages,
+    speed: SpeedLimits,
+    mode: Mode,
     limits: ImportLimits,
 }
 
 impl<H: ImportHost> ImportService<H> {
-    /// A service that keeps uploaded files in `import_dir` (created if missing).
+    /// A service that keeps files in `import_dir` (created if missing) and reserves what it holds
+    /// in memory from `budget`; when that has no room, the store answers "busy".
     pub fn new(
         host: Arc<H>,
         import_dir: &Path,
         limits: ImportLimits,
+        budget: Arc<MemoryBudget>,
     ) -> Result<Self, ImportDirError> {
         Ok(ImportService {
-            host,
-            dir: Arc::new(ImportDir::open(import_dir)?),
-            quota: Quota::new(limits.apply_memory),
-            limits,
+            shared: Arc::new(Shared {
+                host,
+                dir: Arc::new(ImportDir::open(import_dir)?),
+                cache: SliceCache::new(Arc::clone(&budget), limits.cache_bytes),
+                budget,
+                storages: Storages::default(),
+                speed: SpeedLimits::default(),
+                mode: Mode::default(),
+                limits,
+            }),
         })
     }
 
@@ -80,6 +119,59 @@ impl<H: ImportHost> ImportService<H> {
     pub fn into_server(self) -> ImportSstServer<Self> {
         ImportSstServer::new(self).max_decoding_message_size(MAX_MESSAGE)
     }
+
+    /// Gives back what is unused: cached slices and clients, import mode after its time, stale
+    /// files. Never ends; runs beside the server.
+    pub fn upkeep(&self) -> impl Future<Output = ()> + Send + 'static + use<H> {
+        let shared = Arc::clone(&self.shared);
+        async move {
+            let mut swept: Option<tokio::time::Instant> = None;
+            loop {
+                shared.cache.sweep();
+                shared.storages.sweep();
+                shared.mode.tick(shared.host.as_ref());
+                if swept.is_none_or(|at| at.elapsed() >= sweep::EVERY) {
+                    swept = Some(tokio::time::Instant::now());
+                    shared.sweep_files().await;
+                }
+                tokio::time::sleep(TICK).await;
+            }
+        }
+    }
+}
+
+impl<H: ImportHost> Shared<H> {
+    async fn sweep_files(&self) {
+        let (dir, host) = (Arc::clone(&self.dir), Arc::clone(&self.host));
+        let sweep = move || dir.sweep(SystemTime::now(), |region| host.region_epoch(region));
+        match tokio::task::spawn_blocking(sweep).await {
+            Ok(Ok(0)) => {}
+            Ok(Ok(removed)) => tracing::info!(removed, "import directory swept"),
+            Ok(Err(error)) => tracing::warn!(%error, "import directory not swept"),
+            Err(error) => tracing::warn!(%error, "import directory not swept"),
+        }
+    }
+
+    async fn ingest(
+        &self,
+        request: MultiIngestRequest,
+    ) -> Result<Response<IngestResponse>, Status> {
+        let (host, dir) = (Arc::clone(&self.host), Arc::clone(&self.dir));
+        let worker = tokio::task::spawn_blocking(move || {
+            ingest::multi_ingest(host.as_ref(), &dir, &request)
+        });
+        let result = worker.await.map_err(|e| Status::unknown(e.to_string()))?;
+        Ok(Response::new(IngestResponse {
+            error: result.err().map(|e| *e),
+        }))
+    }
+}
+
+fn downloaded(answer: Result<DownloadResponse, ImportError>) -> Response<DownloadResponse> {
+    Response::new(answer.unwrap_or_else(|e| DownloadResponse {
+        error: Some(e.into_message()),
+        ..DownloadResponse::default()
+    }))
 }
 
 /// The region error of a context that names another store; TiKV tests it first.
@@ -104,45 +196,75 @@ fn check_store<H: ImportHost>(
 
 #[async_trait]
 impl<H: ImportHost> ImportSst for ImportService<H> {
-    /// There is no separate import mode: nothing to switch, always successful as in TiKV.
+    /// Always successful, as in TiKV.
     async fn switch_mode(
         &self,
-        _: Request<SwitchModeRequest>,
+        request: Request<SwitchModeRequest>,
     ) -> Result<Response<SwitchModeResponse>, Status> {
+        let import = request.get_ref().mode == import_sstpb::SwitchMode::Import as i32;
+        self.shared.mode.switch(import, self.shared.host.as_ref());
         Ok(Response::new(SwitchModeResponse::default()))
+    }
+
+    async fn set_download_speed_limit(
+        &self,
+        request: Request<SetDownloadSpeedLimitRequest>,
+    ) -> Result<Response<SetDownloadSpeedLimitResponse>, Status> {
+        match self.shared.speed.set(request.get_ref()) {
+            Ok(()) => Ok(Response::new(SetDownloadSpeedLimitResponse::default())),
+            Err(what) => Err(Status::unknown(what)),
+        }
     }
 
     async fn upload(
         &self,
         request: Request<Streaming<UploadRequest>>,
     ) -> Result<Response<UploadResponse>, Status> {
-        match upload::upload(&self.dir, request.into_inner()).await {
+        match upload::upload(&self.shared.dir, request.into_inner()).await {
             Ok(()) => Ok(Response::new(UploadResponse::default())),
             Err(e) => Err(Status::unknown(e.to_string())),
         }
+    }
+
+    async fn download(
+        &self,
+        request: Request<DownloadRequest>,
+    ) -> Result<Response<DownloadResponse>, Status> {
+        let answer = download::download(&self.shared, request.get_ref(), Form::Single).await;
+        Ok(downloaded(answer))
+    }
+
+    async fn batch_download(
+        &self,
+        request: Request<DownloadRequest>,
+    ) -> Result<Response<DownloadResponse>, Status> {
+        let answer = download::download(&self.shared, request.get_ref(), Form::Batch).await;
+        Ok(downloaded(answer))
+    }
+
+    async fn ingest(
+        &self,
+        request: Request<IngestRequest>,
+    ) -> Result<Response<IngestResponse>, Status> {
+        let IngestRequest { context, sst } = request.into_inner();
+        let ssts = sst.into_iter().collect();
+        self.shared
+            .ingest(MultiIngestRequest { context, ssts })
+            .await
     }
 
     async fn multi_ingest(
         &self,
         request: Request<MultiIngestRequest>,
     ) -> Result<Response<IngestResponse>, Status> {
-        let (host, dir) = (Arc::clone(&self.host), Arc::clone(&self.dir));
-        let request = request.into_inner();
-        let worker = tokio::task::spawn_blocking(move || {
-            ingest::multi_ingest(host.as_ref(), &dir, &request)
-        });
-        let result = worker.await.map_err(|e| Status::unknown(e.to_string()))?;
-        Ok(Response::new(IngestResponse {
-            error: result.err().map(|e| *e),
-        }))
+        self.shared.ingest(request.into_inner()).await
     }
 
     async fn apply(
         &self,
         request: Request<ApplyRequest>,
     ) -> Result<Response<ApplyResponse>, Status> {
-        let answer =
-            apply::apply(&self.host, &self.quota, &self.limits, request.into_inner()).await;
+        let answer = apply::apply(&self.shared, request.get_ref()).await;
         Ok(Response::new(match answer {
             Ok(range) => ApplyResponse { range, error: None },
             Err(e) => ApplyResponse {
@@ -156,7 +278,7 @@ impl<H: ImportHost> ImportSst for ImportService<H> {
         &self,
         request: Request<ClearRequest>,
     ) -> Result<Response<ClearResponse>, Status> {
-        let (dir, prefix) = (Arc::clone(&self.dir), request.into_inner().prefix);
+        let (dir, prefix) = (Arc::clone(&self.shared.dir), request.into_inner().prefix);
         let worker = tokio::task::spawn_blocking(move || dir.remove(&prefix));
         let result = worker.await.map_err(|e| Status::unknown(e.to_string()))?;
         let error = result.err().map(|e| import_sstpb::Error {

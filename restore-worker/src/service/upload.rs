@@ -1,19 +1,20 @@
 //! `Upload`: a stream of one metadata message and data, into a file that appears whole or not.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use futures::{Stream, StreamExt};
-use pitr_proto::import_sstpb::UploadRequest;
 use pitr_proto::import_sstpb::upload_request::Chunk;
+use pitr_proto::import_sstpb::{DownloadResponse, UploadRequest};
 use tokio::fs::File;
 use tokio::io::AsyncWriteExt;
 use tonic::Status;
 
-use super::import_dir::{ImportDir, ImportDirError, io_error};
+use super::import_dir::{ImportDir, ImportDirError, Record, io_error};
 
 /// Receives one file. The first message must be the metadata, the later ones non-empty data.
 pub(super) async fn upload(
-    dir: &ImportDir,
+    dir: &Arc<ImportDir>,
     mut stream: impl Stream<Item = Result<UploadRequest, Status>> + Unpin,
 ) -> Result<(), ImportDirError> {
     let Some(Chunk::Meta(meta)) = next_chunk(&mut stream).await? else {
@@ -44,20 +45,26 @@ pub(super) async fn upload(
             meta.length
         )));
     }
-    tokio::fs::rename(&temp, &path)
-        .await
-        .map_err(io_error("rename", &temp))?;
+    let record = Record {
+        identity: [0; 32],
+        response: DownloadResponse {
+            crc32,
+            length,
+            ..DownloadResponse::default()
+        },
+    };
+    let dir = Arc::clone(dir);
+    let finish = move || dir.finish(&temp, &path, &record);
+    let finished = tokio::task::spawn_blocking(finish).await;
+    finished.map_err(|e| io_error("finish", Path::new(""))(std::io::Error::other(e)))??;
     guard.keep();
-    let root = File::open(dir.root())
-        .await
-        .map_err(io_error("open", dir.root()))?;
-    root.sync_all().await.map_err(io_error("sync", dir.root()))
+    Ok(())
 }
 
 async fn receive(
     stream: &mut (impl Stream<Item = Result<UploadRequest, Status>> + Unpin),
     mut file: File,
-    temp: &std::path::Path,
+    temp: &Path,
 ) -> Result<(u32, u64), ImportDirError> {
     let (mut crc32, mut length) = (crc32fast::Hasher::new(), 0);
     while let Some(chunk) = next_chunk(stream).await? {
@@ -106,6 +113,7 @@ impl Drop for TempFile {
     fn drop(&mut self) {
         if let Some(path) = &self.0
             && let Err(e) = std::fs::remove_file(path)
+            && e.kind() != std::io::ErrorKind::NotFound
         {
             tracing::debug!(path = %path.display(), error = %e, "unfinished upload stays");
         }

@@ -3,6 +3,7 @@
 //! A file holds one column family, keys with the `z` prefix, strictly ascending.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use pitr_format::digest::{RecordDigest, RecordHash};
@@ -12,8 +13,12 @@ use pitr_proto::import_sstpb::{Range, SstMeta};
 use pitr_proto::metapb::RegionEpoch;
 use uuid::Uuid;
 
+use crate::engine::Pair;
+
 #[cfg(feature = "rocks")]
 pub mod rocks;
+#[cfg(feature = "rocks")]
+pub mod rocks_reader;
 
 /// Why an SST file could not be written.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +51,41 @@ pub trait SstBuilder {
     fn put(&mut self, data_key: &[u8], value: &[u8]) -> Result<(), SstError>;
     /// Closes the file; its size in bytes.
     fn finish(self: Box<Self>) -> Result<u64, SstError>;
+}
+
+/// Reads SST files of the engine's kind.
+pub trait SstReader: Send + Sync {
+    /// Opens a finished file, which stays as it is. `scratch` is the name of a directory on the
+    /// same file system that the reader may make, and removes when the table is dropped.
+    fn open(&self, path: &Path, scratch: &Path) -> Result<Box<dyn SstTable>, SstError>;
+}
+
+/// An opened SST file.
+pub trait SstTable {
+    /// Entries that the file itself says it has.
+    fn entries(&self) -> u64;
+    /// All pairs (data keys) in order; every block is compared with its checksum.
+    fn scan(&self) -> Box<dyn Iterator<Item = Result<Pair, SstError>> + '_>;
+}
+
+/// Reader and writer of the engine's SST files.
+#[derive(Clone)]
+pub struct Tables {
+    /// Makes files.
+    pub writer: Arc<dyn SstFactory>,
+    /// Opens files.
+    pub reader: Arc<dyn SstReader>,
+}
+
+impl Tables {
+    /// RocksDB's.
+    #[cfg(feature = "rocks")]
+    pub fn rocks() -> Self {
+        Tables {
+            writer: Arc::new(rocks::RocksSstFactory::default()),
+            reader: Arc::new(rocks_reader::RocksSstReader),
+        }
+    }
 }
 
 /// A finished SST file that waits for its ingest.

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use pitr_budget::MemoryBudget;
 use pitr_format::{Cf, EncodedKey, Ts};
 use pitr_proto::import_sstpb::import_sst_client::ImportSstClient;
 use pitr_proto::import_sstpb::upload_request::Chunk;
@@ -19,7 +20,7 @@ use pitr_restore_worker::browse::visible_at;
 use pitr_restore_worker::engine::rocks::RocksEngine;
 use pitr_restore_worker::service::{ImportHost, ImportLimits, ImportService, RegionError};
 use pitr_restore_worker::sst::rocks::RocksSstFactory;
-use pitr_restore_worker::sst::{SstFactory, SstFile, SstWriter};
+use pitr_restore_worker::sst::{SstFactory, SstFile, SstWriter, Tables};
 use tempfile::TempDir;
 use tonic::transport::Channel;
 
@@ -37,6 +38,7 @@ struct Host {
     region: Region,
     lock: Mutex<()>,
     ingests: AtomicU64,
+    modes: Mutex<Vec<bool>>,
 }
 
 impl ImportHost for Host {
@@ -69,6 +71,18 @@ impl ImportHost for Host {
         Ok(self.region.clone())
     }
 
+    fn region_epoch(&self, region_id: u64) -> Option<RegionEpoch> {
+        (region_id == self.region.id).then_some(EPOCH)
+    }
+
+    fn tables(&self) -> Tables {
+        Tables::rocks()
+    }
+
+    fn import_mode(&self, import: bool) {
+        self.modes.lock().push(import);
+    }
+
     fn change<R>(
         &self,
         context: &Context,
@@ -90,6 +104,10 @@ struct Server {
 }
 
 async fn serve(limits: ImportLimits) -> Server {
+    serve_with(limits, MemoryBudget::new(512 << 20)).await
+}
+
+async fn serve_with(limits: ImportLimits, budget: Arc<MemoryBudget>) -> Server {
     let dir = tempfile::tempdir().unwrap();
     let region = Region {
         id: 4,
@@ -108,9 +126,10 @@ async fn serve(limits: ImportLimits) -> Server {
         region,
         lock: Mutex::new(()),
         ingests: AtomicU64::new(0),
+        modes: Mutex::default(),
     });
-    let service =
-        ImportService::new(Arc::clone(&host), &dir.path().join("import"), limits).unwrap();
+    let import = dir.path().join("import");
+    let service = ImportService::new(Arc::clone(&host), &import, limits, budget).unwrap();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
@@ -193,7 +212,10 @@ impl Server {
 
     fn import_files(&self) -> usize {
         let files = |dir: &str| std::fs::read_dir(self.dir.path().join(dir)).unwrap();
-        files("import").count() - 1 + files("import/.temp").count()
+        // Two of them are the directories for what is in the making.
+        files("import").count() - 2
+            + files("import/.temp").count()
+            + files("import/.partial").count()
     }
 }
 
@@ -484,4 +506,85 @@ async fn files_are_cleared_only_below_the_import_directory() {
     assert!(clear("../db").await.is_some());
     assert_eq!(clear("v1").await, None);
     assert!(!server.dir.path().join("import/v1").exists());
+}
+
+#[tokio::test]
+async fn without_memory_the_answer_is_the_one_on_which_br_waits() {
+    let golden = Golden::bare("log-basic");
+    let budget = MemoryBudget::new(1 << 20);
+    let mut server = serve_with(ImportLimits::default(), Arc::clone(&budget)).await;
+    let slices = golden_slices(&golden).await;
+    let others = budget.try_reserve(1 << 20).unwrap();
+    let error = server
+        .apply(request(&golden, slices.clone()))
+        .await
+        .error
+        .unwrap();
+    assert_eq!(error.message, "resource is not enough memory is limited");
+    let busy = error.store_error.unwrap();
+    assert_eq!(busy.message, "memory is limited");
+    assert!(busy.server_is_busy.unwrap().backoff_ms > 0);
+    assert!(server.scan(u64::MAX).is_empty());
+    drop(others);
+    for metas in slices.chunks(3) {
+        let answer = server.apply(request(&golden, metas.to_vec())).await;
+        assert_eq!(answer.error, None);
+    }
+    assert!(budget.peak() <= 1 << 20, "{}", budget.peak());
+    assert_eq!(
+        server.scan(golden.times.mid_ts),
+        golden.scan("scan-mid.tsv.gz")
+    );
+}
+
+#[tokio::test]
+async fn whole_objects_and_slices_without_a_length_count_as_memory() {
+    let golden = Golden::bare("log-basic");
+    let budget = MemoryBudget::new(100_000);
+    let mut server = serve_with(ImportLimits::default(), Arc::clone(&budget)).await;
+    let records: Vec<u8> = (0..9_000u32)
+        .flat_map(|i| {
+            let record = synthetic::short(&i.to_be_bytes(), 20, 30, "v");
+            let mut bytes = Vec::new();
+            pitr_format::record::append_record(&mut bytes, &record.key, &record.value).unwrap();
+            bytes
+        })
+        .collect();
+    assert!(records.len() > 200_000);
+    let path = server.dir.path().join("whole.log");
+    std::fs::write(&path, &records).unwrap();
+    let meta = KvMeta {
+        name: "whole.log".to_owned(),
+        cf: "write".to_owned(),
+        restore_ts: u64::MAX,
+        ..Default::default()
+    };
+    let mut whole = request(&golden, vec![meta]);
+    let backend = whole.storage_backend.as_mut().unwrap();
+    backend.backend = Some(backup::storage_backend::Backend::Local(backup::Local {
+        path: server.dir.path().display().to_string(),
+    }));
+    let others = budget.try_reserve(1).unwrap();
+    let error = server.apply(whole.clone()).await.error.unwrap();
+    assert!(error.message.contains("memory is limited"), "{error:?}");
+    drop(others);
+    let answer = server.apply(whole).await;
+    assert_eq!(answer.error, None, "alone it may be larger than the budget");
+    assert!(budget.peak() >= records.len() as u64);
+    assert_eq!(server.scan(u64::MAX).len(), 9_000);
+}
+
+#[tokio::test]
+async fn import_mode_is_told_to_the_host_once_per_change() {
+    use pitr_proto::import_sstpb::{SwitchMode, SwitchModeRequest};
+    let mut server = serve(ImportLimits::default()).await;
+    let import = SwitchMode::Import as i32;
+    for mode in [0, import, import, 0, 0] {
+        let request = SwitchModeRequest {
+            mode,
+            ..Default::default()
+        };
+        server.client.switch_mode(request).await.unwrap();
+    }
+    assert_eq!(*server.host.modes.lock(), [true, false]);
 }

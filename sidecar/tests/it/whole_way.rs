@@ -42,6 +42,8 @@ fn what_was_visible_at_a_ts_is_visible_again_in_another_cluster() {
         ])
         .json();
     assert_eq!(restored["verified"], true, "{restored}");
+    let store = target.playground.store();
+    assert_eq!(store.import_mode_switches(), 2, "on before, off after");
     assert_eq!(restored["scan_digest"], before.0);
     assert_eq!(target.scan_digest(t), before);
     let verified = tikv_pitr(&["verify", "data", "-s", &archive.url(), "--json"]).json();

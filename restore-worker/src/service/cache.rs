@@ -1,0 +1,283 @@
+//! Plaintext of log slices, shared by the calls that need the same slice: a driver sends one
+//! slice to every region that it overlaps, and sends it again after region errors.
+//!
+//! Invariants: an entry is named by storage identity, object, offset, length, compression and key,
+//! never by the object's name alone; what it holds was decoded in full, and its digests are kept,
+//! so that every request is compared with what it asks for, cached or not. All bytes are reserved
+//! from the budget before they are read; the cache itself is bounded, and gives way when the
+//! budget has no room.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use pitr_budget::{MemoryBudget, Reservation};
+use tokio::sync::OnceCell;
+
+use super::error::ImportError;
+use super::storages::StorageId;
+
+/// How long an entry is kept that nobody asks for (TiKV: the same).
+const KEPT_UNUSED: Duration = Duration::from_secs(60);
+
+/// What names a slice.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct SliceKey {
+    pub(super) storage: StorageId,
+    pub(super) object: String,
+    pub(super) offset: u64,
+    /// Stored bytes; 0 is the whole object.
+    pub(super) length: u64,
+    pub(super) compression: i32,
+    /// Digest of key and IV.
+    pub(super) cipher: Option<[u8; 32]>,
+}
+
+/// A decoded slice.
+#[derive(Debug)]
+pub(super) struct CachedSlice {
+    pub(super) plain: Bytes,
+    /// Of the plaintext.
+    pub(super) sha256: [u8; 32],
+    /// Of the stored bytes, for encrypted slices.
+    pub(super) stored_sha256: Option<[u8; 32]>,
+    pub(super) memory: Reservation,
+}
+
+struct Entry {
+    slice: Arc<OnceCell<Arc<CachedSlice>>>,
+    used: Instant,
+}
+
+pub(super) struct SliceCache {
+    budget: Arc<MemoryBudget>,
+    max_bytes: u64,
+    entries: Mutex<HashMap<SliceKey, Entry>>,
+}
+
+impl SliceCache {
+    /// A cache that keeps at most `max_bytes` that nobody uses at the moment.
+    pub(super) fn new(budget: Arc<MemoryBudget>, max_bytes: u64) -> Self {
+        SliceCache {
+            budget,
+            max_bytes,
+            entries: Mutex::default(),
+        }
+    }
+
+    /// Memory for one call: empty, grown by [`SliceCache::grow`].
+    pub(super) fn memory(&self) -> Reservation {
+        self.budget.nothing()
+    }
+
+    /// Adds `bytes` to what a call holds; lets entries go if that makes room.
+    pub(super) fn grow(&self, held: &mut Reservation, bytes: u64) -> Result<(), ImportError> {
+        while !held.try_grow(bytes) {
+            if !self.evict_oldest() {
+                return Err(ImportError::Busy);
+            }
+        }
+        Ok(())
+    }
+
+    /// The slice, from `load` unless it is there. Calls for one slice share one load; when it
+    /// fails, each of them tries for itself.
+    pub(super) async fn get<F>(
+        &self,
+        key: &SliceKey,
+        load: F,
+    ) -> Result<Arc<CachedSlice>, ImportError>
+    where
+        F: Future<Output = Result<CachedSlice, ImportError>>,
+    {
+        let cell = {
+            let mut entries = self.entries.lock();
+            let entry = entries.entry(key.clone()).or_insert_with(|| Entry {
+                slice: Arc::default(),
+                used: Instant::now(),
+            });
+            entry.used = Instant::now();
+            Arc::clone(&entry.slice)
+        };
+        let loaded = cell.get_or_try_init(|| async { load.await.map(Arc::new) });
+        let loaded = loaded.await.cloned();
+        if loaded.is_err() && cell.get().is_none() {
+            self.forget(key, &cell);
+        }
+        self.shrink();
+        loaded
+    }
+
+    /// Drops an entry that does not hold what its object holds by now.
+    pub(super) fn remove(&self, key: &SliceKey) {
+        self.entries.lock().remove(key);
+    }
+
+    /// Drops entries that nobody asked for lately.
+    pub(super) fn sweep(&self) {
+        let mut entries = self.entries.lock();
+        entries.retain(|_, entry| entry.in_use() || entry.used.elapsed() < KEPT_UNUSED);
+    }
+
+    fn forget(&self, key: &SliceKey, cell: &Arc<OnceCell<Arc<CachedSlice>>>) {
+        let mut entries = self.entries.lock();
+        if entries
+            .get(key)
+            .is_some_and(|e| Arc::ptr_eq(&e.slice, cell))
+        {
+            entries.remove(key);
+        }
+    }
+
+    /// Keeps what nobody uses below the bound.
+    fn shrink(&self) {
+        let idle = || {
+            let entries = self.entries.lock();
+            entries
+                .values()
+                .filter(|e| !e.in_use())
+                .map(Entry::bytes)
+                .sum::<u64>()
+        };
+        while idle() > self.max_bytes && self.evict_oldest() {}
+    }
+
+    /// Drops the entry unused for longest; false when all are in use.
+    fn evict_oldest(&self) -> bool {
+        let mut entries = self.entries.lock();
+        let idle = entries.iter().filter(|(_, entry)| !entry.in_use());
+        let Some(key) = idle.min_by_key(|(_, e)| e.used).map(|(key, _)| key.clone()) else {
+            return false;
+        };
+        entries.remove(&key).is_some()
+    }
+}
+
+impl Entry {
+    /// Being loaded, or held by a call.
+    fn in_use(&self) -> bool {
+        match self.slice.get() {
+            Some(slice) => Arc::strong_count(slice) > 1,
+            None => Arc::strong_count(&self.slice) > 1,
+        }
+    }
+
+    fn bytes(&self) -> u64 {
+        self.slice.get().map_or(0, |slice| slice.memory.bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+
+    use super::*;
+
+    fn key(object: &str) -> SliceKey {
+        SliceKey {
+            storage: [0; 32],
+            object: object.to_owned(),
+            offset: 0,
+            length: 10,
+            compression: 0,
+            cipher: None,
+        }
+    }
+
+    async fn get(
+        cache: &SliceCache,
+        key: &SliceKey,
+        bytes: u64,
+    ) -> Result<Arc<CachedSlice>, ImportError> {
+        let load = async {
+            let mut memory = cache.memory();
+            cache.grow(&mut memory, bytes)?;
+            Ok(CachedSlice {
+                plain: key.object.clone().into(),
+                sha256: [0; 32],
+                stored_sha256: None,
+                memory,
+            })
+        };
+        cache.get(key, load).await
+    }
+
+    #[tokio::test]
+    async fn idle_entries_stay_below_the_bound_and_give_way_to_calls() {
+        let budget = MemoryBudget::new(100);
+        let cache = SliceCache::new(Arc::clone(&budget), 60);
+        for name in ["a", "b", "c"] {
+            get(&cache, &key(name), 30).await.unwrap();
+        }
+        assert_eq!((cache.entries.lock().len(), budget.used()), (2, 60));
+        let held = get(&cache, &key("d"), 90).await.unwrap();
+        assert_eq!(budget.used(), 90, "the idle ones are gone");
+        let error = get(&cache, &key("e"), 20).await.unwrap_err();
+        assert!(matches!(error, ImportError::Busy), "{error}");
+        drop(held);
+        get(&cache, &key("e"), 20).await.unwrap();
+        assert_eq!(budget.used(), 20);
+    }
+
+    #[tokio::test]
+    async fn an_equal_name_in_another_storage_is_another_slice() {
+        let cache = SliceCache::new(MemoryBudget::new(1000), 1000);
+        let one = get(&cache, &key("a"), 1).await.unwrap();
+        let elsewhere = SliceKey {
+            storage: [1; 32],
+            ..key("a")
+        };
+        for other in [
+            elsewhere,
+            SliceKey {
+                offset: 1,
+                ..key("a")
+            },
+            SliceKey {
+                length: 11,
+                ..key("a")
+            },
+            SliceKey {
+                compression: 3,
+                ..key("a")
+            },
+            SliceKey {
+                cipher: Some([0; 32]),
+                ..key("a")
+            },
+        ] {
+            let found = get(&cache, &other, 1).await.unwrap();
+            assert!(!Arc::ptr_eq(&one, &found), "{other:?}");
+        }
+        assert!(Arc::ptr_eq(&one, &get(&cache, &key("a"), 1).await.unwrap()));
+    }
+
+    #[tokio::test]
+    async fn calls_for_one_slice_share_one_load() {
+        let cache = SliceCache::new(MemoryBudget::new(1000), 1000);
+        let loads = AtomicU64::new(0);
+        let load = || async {
+            loads.fetch_add(1, SeqCst);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            Ok(CachedSlice {
+                plain: Bytes::new(),
+                sha256: [0; 32],
+                stored_sha256: None,
+                memory: cache.memory(),
+            })
+        };
+        let name = key("a");
+        let (a, b) = tokio::join!(cache.get(&name, load()), cache.get(&name, load()));
+        assert!(Arc::ptr_eq(&a.unwrap(), &b.unwrap()));
+        assert_eq!(loads.load(SeqCst), 1);
+        let failing = cache.get(&key("b"), async { Err(ImportError::Busy) });
+        assert!(failing.await.is_err());
+        assert_eq!(
+            cache.entries.lock().len(),
+            1,
+            "a failed load leaves no entry"
+        );
+    }
+}
