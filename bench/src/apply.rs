@@ -14,16 +14,18 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use pitr_budget::MemoryBudget;
 use pitr_format::key::append_encoded;
 use pitr_proto::errorpb;
 use pitr_proto::import_sstpb::import_sst_server::ImportSst;
 use pitr_proto::import_sstpb::{ApplyRequest, KvMeta, RewriteRule};
 use pitr_proto::kvrpcpb::Context;
-use pitr_proto::metapb::{Peer, Region};
+use pitr_proto::metapb::{Peer, Region, RegionEpoch};
 use pitr_restore_worker::engine::rocks::RocksEngine;
 use pitr_restore_worker::engine::{Engine, EngineCf, EngineError, EngineOp, Pair};
 use pitr_restore_worker::plan::Slice;
 use pitr_restore_worker::service::{ImportHost, ImportLimits, ImportService, RegionError};
+use pitr_restore_worker::sst::Tables;
 use pitr_storage::{backend_of_url, open_url};
 use rocksdb::{WriteBatch, WriteOptions};
 use tempfile::TempDir;
@@ -91,6 +93,14 @@ impl ImportHost for Host {
 
     fn region(&self, _: &Context) -> std::result::Result<Region, RegionError> {
         Ok(Region::default())
+    }
+
+    fn region_epoch(&self, _: u64) -> Option<RegionEpoch> {
+        Some(RegionEpoch::default())
+    }
+
+    fn tables(&self) -> Tables {
+        Tables::rocks()
     }
 
     fn change<R>(
@@ -206,7 +216,12 @@ impl Path {
             writes: Mutex::new(()),
         });
         let import = dir.path().join("import");
-        let service = ImportService::new(host, &import, ImportLimits::default())?;
+        let service = ImportService::new(
+            host,
+            &import,
+            ImportLimits::default(),
+            MemoryBudget::new(512 << 20),
+        )?;
         let requests = self.requests.clone();
         let (time, done) = timed_async(async {
             for request in requests {

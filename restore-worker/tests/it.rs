@@ -3,6 +3,8 @@
 
 #[path = "it/damage.rs"]
 mod damage;
+#[path = "it/download.rs"]
+mod download;
 #[path = "it/golden.rs"]
 mod golden;
 #[path = "it/restore.rs"]

@@ -17,7 +17,6 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use pitr_budget::Reservation;
 use pitr_format::key::split_versioned;
 use pitr_format::record::RecordIter;
 use pitr_format::write_cf::{WriteRecord, WriteType};
@@ -62,7 +61,10 @@ pub(super) async fn apply<H: ImportHost>(
         cipher: request.cipher_info.as_ref(),
         max_slice_bytes: shared.limits.max_slice_bytes,
     };
+    // For the changes of one write, all the time, so that no slice takes this room.
+    let write_bytes = shared.cache.share(shared.limits.write_bytes);
     let mut held = shared.cache.memory();
+    shared.cache.grow(&mut held, write_bytes as u64)?;
     for (meta, rule) in &slices {
         let slice = reader.slice(meta, &mut held).await?;
         check_prefixes(meta, rule, &slice.plain)?;
@@ -70,22 +72,23 @@ pub(super) async fn apply<H: ImportHost>(
     let mut seen: Seen = None;
     for (meta, rule) in slices {
         let slice = reader.slice(&meta, &mut held).await?;
-        let batch_bytes = (shared.limits.write_bytes).min(slice.plain.len());
-        shared.cache.grow(&mut held, batch_bytes as u64)?;
         let work = SliceWork {
             host: Arc::clone(host),
             context: context.clone(),
             uri: opened.storage.uri(),
-            write_bytes: shared.limits.write_bytes,
+            write_bytes,
             meta,
             rule,
             slice,
-            _memory: held.take(),
         };
-        let worker = tokio::task::spawn_blocking(move || work.run());
-        let range = worker
+        let memory = held.take();
+        // The write goes on when the caller has gone; so does its memory.
+        let worker = tokio::task::spawn_blocking(move || (work.run(), memory));
+        let (range, memory) = worker
             .await
-            .map_err(|e| ImportError::Engine(e.to_string()))??;
+            .map_err(|e| ImportError::Engine(e.to_string()))?;
+        held.absorb(memory);
+        let range = range?;
         if let Some((first, last)) = range {
             let (old_first, old_last) = seen.unwrap_or_else(|| (first.clone(), last.clone()));
             seen = Some((old_first.min(first), old_last.max(last)));
@@ -164,8 +167,6 @@ struct SliceWork<H> {
     meta: KvMeta,
     rule: RewriteRule,
     slice: Arc<CachedSlice>,
-    /// For the changes of one write.
-    _memory: Reservation,
 }
 
 /// Smallest and largest key.

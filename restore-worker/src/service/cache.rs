@@ -22,6 +22,9 @@ use super::storages::StorageId;
 /// How long an entry is kept that nobody asks for (TiKV: the same).
 const KEPT_UNUSED: Duration = Duration::from_secs(60);
 
+/// How long a download waits for memory before it gives up.
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
+
 /// What names a slice.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct SliceKey {
@@ -58,11 +61,12 @@ pub(super) struct SliceCache {
 }
 
 impl SliceCache {
-    /// A cache that keeps at most `max_bytes` that nobody uses at the moment.
+    /// A cache that keeps at most `max_bytes`, and half of the budget, that nobody uses at the
+    /// moment.
     pub(super) fn new(budget: Arc<MemoryBudget>, max_bytes: u64) -> Self {
         SliceCache {
+            max_bytes: max_bytes.min(budget.limit() / 2),
             budget,
-            max_bytes,
             entries: Mutex::default(),
         }
     }
@@ -70,6 +74,12 @@ impl SliceCache {
     /// Memory for one call: empty, grown by [`SliceCache::grow`].
     pub(super) fn memory(&self) -> Reservation {
         self.budget.nothing()
+    }
+
+    /// `bytes`, or an eighth of the budget if that is less.
+    pub(super) fn share(&self, bytes: usize) -> usize {
+        let eighth = usize::try_from(self.budget.limit() / 8).unwrap_or(usize::MAX);
+        bytes.min(eighth).max(1)
     }
 
     /// Adds `bytes` to what a call holds; lets entries go if that makes room.
@@ -80,6 +90,17 @@ impl SliceCache {
             }
         }
         Ok(())
+    }
+
+    /// Memory for a call that can wait for it.
+    pub(super) async fn wait(&self, bytes: u64) -> Result<Reservation, ImportError> {
+        let mut held = self.memory();
+        if self.grow(&mut held, bytes).is_ok() {
+            return Ok(held);
+        }
+        let room = self.budget.reserve(bytes);
+        let waited = tokio::time::timeout(LONGEST_WAIT, room).await;
+        waited.map_err(|_| ImportError::Busy)
     }
 
     /// The slice, from `load` unless it is there. Calls for one slice share one load; when it
@@ -209,9 +230,9 @@ mod tests {
         let budget = MemoryBudget::new(100);
         let cache = SliceCache::new(Arc::clone(&budget), 60);
         for name in ["a", "b", "c"] {
-            get(&cache, &key(name), 30).await.unwrap();
+            get(&cache, &key(name), 25).await.unwrap();
         }
-        assert_eq!((cache.entries.lock().len(), budget.used()), (2, 60));
+        assert_eq!((cache.entries.lock().len(), budget.used()), (2, 50));
         let held = get(&cache, &key("d"), 90).await.unwrap();
         assert_eq!(budget.used(), 90, "the idle ones are gone");
         let error = get(&cache, &key("e"), 20).await.unwrap_err();
@@ -219,6 +240,12 @@ mod tests {
         drop(held);
         get(&cache, &key("e"), 20).await.unwrap();
         assert_eq!(budget.used(), 20);
+        let all = cache.wait(100).await.unwrap();
+        assert_eq!(
+            (all.bytes(), budget.used()),
+            (100, 100),
+            "idle entries gave way"
+        );
     }
 
     #[tokio::test]
@@ -272,8 +299,8 @@ mod tests {
         let (a, b) = tokio::join!(cache.get(&name, load()), cache.get(&name, load()));
         assert!(Arc::ptr_eq(&a.unwrap(), &b.unwrap()));
         assert_eq!(loads.load(SeqCst), 1);
-        let failing = cache.get(&key("b"), async { Err(ImportError::Busy) });
-        assert!(failing.await.is_err());
+        let failing = cache.get(&key("b"), async { Err(ImportError::Busy) }).await;
+        assert!(failing.is_err());
         assert_eq!(
             cache.entries.lock().len(),
             1,

@@ -84,7 +84,6 @@ pub struct ImportService<H> {
 struct Shared<H> {
     host: Arc<H>,
     dir: Arc<ImportDir>,
-    budget: Arc<MemoryBudget>,
     cache: SliceCache,
     storages: Storages,
     speed: SpeedLimits,
@@ -105,8 +104,7 @@ impl<H: ImportHost> ImportService<H> {
             shared: Arc::new(Shared {
                 host,
                 dir: Arc::new(ImportDir::open(import_dir)?),
-                cache: SliceCache::new(Arc::clone(&budget), limits.cache_bytes),
-                budget,
+                cache: SliceCache::new(budget, limits.cache_bytes),
                 storages: Storages::default(),
                 speed: SpeedLimits::default(),
                 mode: Mode::default(),

@@ -1,7 +1,8 @@
 //! Reading SST files through RocksDB, block checksums included.
 //!
 //! RocksDB's bindings open no single file, so the file is linked into an empty scratch database.
-//! That opens what TiKV writes, of any table format, and names damage in RocksDB's words.
+//! That opens what TiKV writes, of any table format, and names damage in RocksDB's words. Filters
+//! are not read: RocksDB does without one whose checksum is wrong.
 
 use std::path::{Path, PathBuf};
 

@@ -27,7 +27,7 @@ use tonic::transport::Channel;
 use super::golden::{Golden, Pairs};
 use super::synthetic;
 
-const EPOCH: RegionEpoch = RegionEpoch {
+pub const EPOCH: RegionEpoch = RegionEpoch {
     conf_ver: 1,
     version: 5,
 };
@@ -97,13 +97,13 @@ impl ImportHost for Host {
     }
 }
 
-struct Server {
-    dir: TempDir,
+pub struct Server {
+    pub dir: TempDir,
     host: Arc<Host>,
-    client: ImportSstClient<Channel>,
+    pub client: ImportSstClient<Channel>,
 }
 
-async fn serve(limits: ImportLimits) -> Server {
+pub async fn serve(limits: ImportLimits) -> Server {
     serve_with(limits, MemoryBudget::new(512 << 20)).await
 }
 
@@ -141,7 +141,7 @@ async fn serve_with(limits: ImportLimits, budget: Arc<MemoryBudget>) -> Server {
     Server { dir, host, client }
 }
 
-fn context() -> Context {
+pub fn context() -> Context {
     Context {
         region_id: 4,
         region_epoch: Some(EPOCH),
@@ -155,7 +155,7 @@ fn context() -> Context {
 }
 
 impl Server {
-    fn sst(&self, cf: Cf, records: &[pitr_format::KvRecord]) -> (SstFile, Bytes) {
+    pub fn sst(&self, cf: Cf, records: &[pitr_format::KvRecord]) -> (SstFile, Bytes) {
         let factory: Box<dyn SstFactory> = Box::new(RocksSstFactory::default());
         let mut writer = SstWriter::create(factory.as_ref(), self.dir.path(), cf).unwrap();
         for record in records {
@@ -187,7 +187,7 @@ impl Server {
         })
     }
 
-    async fn ingest(&mut self, context: Context, ssts: Vec<SstMeta>) -> Option<errorpb::Error> {
+    pub async fn ingest(&mut self, context: Context, ssts: Vec<SstMeta>) -> Option<errorpb::Error> {
         let request = MultiIngestRequest {
             context: Some(context),
             ssts,
@@ -204,13 +204,13 @@ impl Server {
         self.client.apply(request).await.unwrap().into_inner()
     }
 
-    fn scan(&self, ts: u64) -> Pairs {
+    pub fn scan(&self, ts: u64) -> Pairs {
         visible_at(self.host.engine.as_ref(), Ts::new(ts))
             .map(Result::unwrap)
             .collect()
     }
 
-    fn import_files(&self) -> usize {
+    pub fn import_files(&self) -> usize {
         let files = |dir: &str| std::fs::read_dir(self.dir.path().join(dir)).unwrap();
         // Two of them are the directories for what is in the making.
         files("import").count() - 2

@@ -34,10 +34,6 @@ struct Stores {
 impl ImportMode {
     /// Switches every TiKV store of the cluster, and again every 5 minutes.
     pub async fn enter(cluster: &Cluster) -> Self {
-        Self::enter_every(cluster, RENEW_EVERY).await
-    }
-
-    async fn enter_every(cluster: &Cluster, period: Duration) -> Self {
         let ids = match cluster.tikv_stores().await {
             Ok(stores) => stores.iter().map(|store| store.id).collect(),
             Err(error) => {
@@ -53,7 +49,7 @@ impl ImportMode {
         let renewed = Arc::clone(&stores);
         let renewal = tokio::spawn(async move {
             loop {
-                tokio::time::sleep(period).await;
+                tokio::time::sleep(RENEW_EVERY).await;
                 renewed.switch(true).await;
             }
         });

@@ -6,13 +6,13 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use pitr_budget::MemoryBudget;
 use pitr_format::Class;
 use pitr_storage::StorageErrorKind;
 use sha2::{Digest, Sha256};
 use tokio::fs::OpenOptions;
 use tokio::io::AsyncWriteExt;
 
+use super::super::cache::SliceCache;
 use super::super::cipher::CipherKey;
 use super::super::error::{ImportError, Reading};
 use super::super::import_dir::{ImportDir, io_error};
@@ -33,7 +33,7 @@ const ATTEMPTS: u32 = 3;
 pub(super) struct Fetch<'a> {
     pub(super) dir: &'a Arc<ImportDir>,
     pub(super) speed: &'a SpeedLimits,
-    pub(super) budget: &'a Arc<MemoryBudget>,
+    pub(super) cache: &'a SliceCache,
     pub(super) opened: &'a Opened,
     /// The resulting file, for messages.
     pub(super) into: String,
@@ -127,7 +127,7 @@ impl Fetch<'_> {
                 None => PIECE,
             };
             let piece = most.min(size - have);
-            let _memory = self.budget.reserve(piece).await;
+            let _memory = self.cache.wait(piece).await?;
             self.speed.pass(piece).await;
             let bytes = self.piece(source, have..have + piece, reading).await?;
             file.write_all(&bytes)

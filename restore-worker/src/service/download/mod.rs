@@ -70,7 +70,7 @@ pub(super) async fn download<H: ImportHost>(
         let fetch = Fetch {
             dir: &shared.dir,
             speed: &shared.speed,
-            budget: &shared.budget,
+            cache: &shared.cache,
             opened: &opened,
             into: path.display().to_string(),
         };
