@@ -131,8 +131,8 @@ class Wire:
 WIRE = Wire()
 
 
-def new(name, **fields):
-    return WIRE.type(name)(**fields)
+def new(kind, /, **fields):
+    return WIRE.type(kind)(**fields)
 
 
 # --- keys ---------------------------------------------------------------------------------------
@@ -247,14 +247,15 @@ class Playground:
         return [region.region for region in answer.regions]
 
     def split(self, *raw):
-        """Splits at user keys; each is the start of a region afterwards."""
-        for key in raw:
-            encoded = encode_key(key)
-            region = next(r for r in self.regions()
-                          if r.start_key < encoded and (not r.end_key or encoded < r.end_key))
-            request = new("kvrpcpb.SplitRegionRequest", context=context(region), split_keys=[key])
-            answer = self.call(self.store, "/tikvpb.Tikv/SplitRegion", request)
-            assert not answer.HasField("region_error"), answer
+        """Splits at user keys, those of one region at once."""
+        for region in self.regions():
+            mine = [key for key in raw if region.start_key < encode_key(key)
+                    and (not region.end_key or encode_key(key) < region.end_key)]
+            if mine:
+                request = new("kvrpcpb.SplitRegionRequest", context=context(region),
+                              split_keys=mine)
+                answer = self.call(self.store, "/tikvpb.Tikv/SplitRegion", request)
+                assert not answer.HasField("region_error"), answer
 
     def scan(self, ts):
         """{user key: value} of the whole store at `ts`."""
