@@ -172,11 +172,7 @@ async fn dispatch(verb: Verb) -> Outcome {
         Verb::Log(LogVerb::Status(args)) => interruptible(log_status::run(args)).await,
         Verb::Log(LogVerb::Stop(args)) => interruptible(log_stop::run(args)).await,
         Verb::Log(LogVerb::Metadata(args)) => interruptible(log_metadata::run(args)).await,
-        Verb::Restore(RestoreVerb::Point(args)) => {
-            let left = "the target may hold a part of the data: do not use it; restore again \
-                        into a new, empty cluster";
-            interruptible_leaving(left, restore_point::run(args)).await
-        }
+        Verb::Restore(RestoreVerb::Point(args)) => restore_point::run(args).await,
         Verb::Status(args) => interruptible(status::run(args)).await,
         Verb::Log(LogVerb::Pause(args)) => interruptible(log_pause::run(args)).await,
         Verb::Log(LogVerb::Resume(args)) => interruptible(log_resume::run(args)).await,
@@ -193,19 +189,13 @@ async fn dispatch(verb: Verb) -> Outcome {
     }
 }
 
-/// Ends a verb at Ctrl-C. `serve` has its own way to end.
+/// Ends a verb at Ctrl-C. `serve` and `restore point` have their own way to end.
 async fn interruptible(verb: impl Future<Output = Outcome>) -> Outcome {
-    let left = "what was written so far stays; the verb can be run again";
-    interruptible_leaving(left, verb).await
-}
-
-/// [`interruptible`] with the effect of an interruption.
-async fn interruptible_leaving(left: &str, verb: impl Future<Output = Outcome>) -> Outcome {
     tokio::select! {
         outcome = verb => outcome,
         signal = tokio::signal::ctrl_c() => Err(match signal {
             Ok(()) => Failure::new(Code::Interrupted, "interrupted")
-                .effect(left),
+                .effect("what was written so far stays; the verb can be run again"),
             Err(error) => Failure::from_error(Code::Internal, &error),
         }),
     }

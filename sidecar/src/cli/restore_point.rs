@@ -139,8 +139,30 @@ pub(super) struct FilteredReport {
     unreferenced_value: u64,
 }
 
-/// Runs the verb.
+/// Runs the verb. SIGINT and SIGTERM end it in order at every point: the target's stores leave
+/// import mode, and the message says what the target holds.
 pub async fn run(args: Args) -> Outcome {
+    let mut interrupt = Interrupt::listen()?;
+    let ready = tokio::select! {
+        ready = prepare(&args) => ready?,
+        () = interrupt.received() => return Err(restore::interrupted(false, 0)),
+    };
+    match ready {
+        Some(ready) => ready.restore(&args, interrupt).await,
+        None => Ok(Exit::Ok),
+    }
+}
+
+/// A restore that may begin.
+struct Ready {
+    archive: Archive,
+    plan: Plan,
+    cluster: Cluster,
+    restored: Ts,
+}
+
+/// Everything up to the first byte; `None` if the plan was all that was asked for.
+async fn prepare(args: &Args) -> Result<Option<Ready>, Failure> {
     let point = args.restored_ts.as_deref().map(Point::parse).transpose();
     let point = point.map_err(|error| Failure::from_error(Code::BadTime, &error))?;
     let archive = Archive::open(storage::open_existing(&args.storage.storage)?).await?;
@@ -151,7 +173,8 @@ pub async fn run(args: Args) -> Outcome {
     let restored = restore::restored_ts(&archive, point.as_ref(), now)?;
     let plan = restore::plan(&archive, restored, args.log_only)?;
     if args.dry_run {
-        return show_plan(&args, &plan);
+        show_plan(args, &plan)?;
+        return Ok(None);
     }
     let cluster = Cluster::connect(&args.pd.pd).await?;
     let source = archive
@@ -161,29 +184,45 @@ pub async fn run(args: Args) -> Outcome {
         .map(|meta| meta.cluster_id);
     let ranges = target_ranges(&plan, &Rewrite::identity());
     checks::target(&cluster, source, restored, &ranges).await?;
-    output::say(&format!(
-        "restoring {} to {}",
-        plan.uri,
-        time::line(restored)
-    ));
-    let began = Instant::now();
-    let mut interrupt = Interrupt::listen()?;
-    let report = write(&args, &archive, &plan, &cluster, &mut interrupt).await?;
-    let elapsed = began.elapsed();
-    output::say(&format!(
-        "restored {} records in {:.1} s ({:.1} MB/s); reading the target for the proof",
-        report.written,
-        elapsed.as_secs_f64(),
-        output::mb_per_second(report.written_bytes, elapsed),
-    ));
-    let everything = [RawRange::default()];
-    let proof = tokio::select! {
-        proof = proof(&cluster, &everything, restored) => proof,
-        () = interrupt.received() => Err(Failure::new(Code::Interrupted, "ended by a signal")),
-    };
-    let proof = proof.map_err(unverified)?;
-    print(&args, &plan, &cluster, &report, elapsed, &proof)?;
-    judge(&proof, &report.expected_scan)
+    Ok(Some(Ready {
+        archive,
+        plan,
+        cluster,
+        restored,
+    }))
+}
+
+impl Ready {
+    async fn restore(self, args: &Args, mut interrupt: Interrupt) -> Outcome {
+        let Ready {
+            archive,
+            plan,
+            cluster,
+            restored,
+        } = self;
+        output::say(&format!(
+            "restoring {} to {}",
+            plan.uri,
+            time::line(restored)
+        ));
+        let began = Instant::now();
+        let report = write(args, &archive, &plan, &cluster, &mut interrupt).await?;
+        let elapsed = began.elapsed();
+        output::say(&format!(
+            "restored {} records in {:.1} s ({:.1} MB/s); reading the target for the proof",
+            report.written,
+            elapsed.as_secs_f64(),
+            output::mb_per_second(report.written_bytes, elapsed),
+        ));
+        let everything = [RawRange::default()];
+        let proof = tokio::select! {
+            proof = proof(&cluster, &everything, restored) => proof,
+            () = interrupt.received() => Err(Failure::new(Code::Interrupted, "ended by a signal")),
+        };
+        let proof = proof.map_err(unverified)?;
+        print(args, &plan, &cluster, &report, elapsed, &proof)?;
+        judge(&proof, &report.expected_scan)
+    }
 }
 
 /// What readers of the target see.
