@@ -54,7 +54,7 @@ pub fn run(args: Args) -> Outcome {
             backup_schema: SCHEMA_VERSION,
             log_meta: 2,
             compression: "zstd",
-            storages: vec!["local"],
+            storages: vec!["local", "s3", "gcs", "azure"],
         },
     };
     args.output.show(&report, || {
