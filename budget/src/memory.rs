@@ -31,7 +31,7 @@ impl MemoryBudget {
     /// Reserves `bytes`, or `None` when they do not fit. An empty budget accepts any size, so that
     /// one batch above the limit cannot wait for ever.
     pub fn try_reserve(self: &Arc<Self>, bytes: u64) -> Option<Reservation> {
-        self.take(bytes, 0).then(|| Reservation {
+        self.take(bytes, true).then(|| Reservation {
             budget: Arc::clone(self),
             bytes,
         })
@@ -80,13 +80,14 @@ impl MemoryBudget {
         &self.room
     }
 
-    /// Adds `bytes` to what is used if they fit beside all but the asker's `own` bytes.
-    fn take(&self, bytes: u64, own: u64) -> bool {
+    /// Adds `bytes` to what is used if they fit, or if nothing is used and that is enough.
+    fn take(&self, bytes: u64, empty_is_enough: bool) -> bool {
         let before = self
             .used
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |used| {
                 let after = used.checked_add(bytes)?;
-                (bytes == 0 || used == own || after <= self.limit).then_some(after)
+                let accepts = bytes == 0 || after <= self.limit || (used == 0 && empty_is_enough);
+                accepts.then_some(after)
             });
         match before {
             Ok(used) => {
@@ -123,11 +124,10 @@ impl Reservation {
         &self.budget
     }
 
-    /// Takes `more` bytes if they fit; else nothing changes. Whoever holds everything that is
-    /// reserved may grow above the limit, as an empty budget accepts any size.
+    /// Takes `more` bytes if they fit; else nothing changes. Never passes the limit.
     #[must_use]
     pub fn try_grow(&mut self, more: u64) -> bool {
-        let fits = self.budget.take(more, self.bytes);
+        let fits = self.budget.take(more, false);
         if fits {
             self.bytes += more;
         }
@@ -213,9 +213,9 @@ mod tests {
         assert_eq!(part.split(99).bytes(), 40);
         assert_eq!((part.bytes(), budget.used()), (0, 60));
         drop(other);
-        assert!(first.try_grow(500), "nobody else holds anything");
+        assert!(!first.try_grow(51), "not even alone");
         drop(first);
-        assert_eq!((budget.used(), budget.peak()), (0, 550));
+        assert_eq!((budget.used(), budget.peak()), (0, 100));
     }
 
     #[tokio::test]

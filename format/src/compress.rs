@@ -11,7 +11,7 @@ use zstd::zstd_safe::{self, CParameter};
 use crate::Class;
 
 /// Level of every frame we write ("fastest" of TiKV's encoder).
-const LEVEL: i32 = 1;
+pub(crate) const LEVEL: i32 = 1;
 /// Largest window (log2) that stock readers accept.
 const MAX_WINDOW_LOG: u32 = 27;
 const FRAME_MAGIC: u32 = 0xFD2F_B528;
@@ -59,7 +59,7 @@ impl CompressError {
     }
 }
 
-fn zstd_error(code: usize) -> CompressError {
+pub(crate) fn zstd_error(code: usize) -> CompressError {
     CompressError::Zstd(zstd_safe::get_error_name(code))
 }
 

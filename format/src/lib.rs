@@ -8,6 +8,7 @@ pub mod checkpoint_ts;
 pub mod class;
 pub mod compress;
 pub mod digest;
+pub mod frame;
 pub mod key;
 pub mod kv;
 pub mod lock;

@@ -27,7 +27,7 @@ pub struct Env {
     pub metrics: Metrics,
     /// What rows reserve from, from the queue until they are durable.
     pub budget: Arc<MemoryBudget>,
-    /// Where rows may wait outside of the memory; nowhere if `None`.
+    /// Where rows wait that have no room in the budget; without it they are refused.
     pub spill: Option<Arc<SpillDir>>,
 }
 
@@ -43,6 +43,13 @@ impl Env {
             budget,
             spill: None,
         }
+    }
+
+    /// The same environment with a directory for temporary files.
+    #[must_use]
+    pub fn with_spill(mut self, dir: Arc<SpillDir>) -> Self {
+        self.spill = Some(dir);
+        self
     }
 
     /// [`Env::system`] with new metrics in `registry` and a budget of `memory` bytes.

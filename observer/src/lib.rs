@@ -7,8 +7,8 @@
 //! The library is what sits between a source of changes (a CDC stream, or hooks inside an engine)
 //! and object storage. Threads, clock, randomness, metrics registry and memory are the embedder's
 //! ([`Env`]); object I/O runs on the caller's tokio runtime, PD is behind [`ProgressSink`]. Read in
-//! the order of the data: [`source`], [`tracker`], [`router`], [`slices`], [`shard`], [`observer`],
-//! [`flush`], [`publish`].
+//! the order of the data: [`source`], [`tracker`], [`router`], [`slices`], [`shard`], [`encode`],
+//! [`observer`], [`flush`], [`publish`].
 //!
 //! The caller's loop:
 //!
@@ -72,19 +72,23 @@
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
+pub mod encode;
 pub mod env;
 pub mod flush;
 pub mod frontier;
 pub mod metrics;
 pub mod observer;
+mod pressure;
 pub mod publish;
 pub mod router;
 pub mod schedule;
 pub mod shard;
+mod shard_worker;
 pub mod slices;
 pub mod source;
 pub mod tracker;
 
+pub use encode::StoredSlice;
 pub use env::Env;
 pub use flush::flusher::{FlushError, Flusher, FlusherConfig};
 pub use flush::generation::{FlushedProof, Generation, SealError};

@@ -60,6 +60,14 @@ pub struct Metrics {
     pub refused_events: IntCounter,
     /// The configured memory budget in bytes.
     pub memory_budget: IntGauge,
+    /// Most bytes that were reserved from the memory budget at a time.
+    pub memory_peak: IntGauge,
+    /// Bytes in temporary files.
+    pub temp_bytes: IntGauge,
+    /// The configured limit of `temp_bytes`.
+    pub temp_quota: IntGauge,
+    /// Seconds for which a shard stood still to be sealed.
+    pub seal_pause: Histogram,
 }
 
 impl Metrics {
@@ -92,6 +100,14 @@ impl Metrics {
             flushed_generations: own.counter("flushed_generations", "Generations made durable")?,
             refused_events: own.counter("refused_events", "Events refused for lack of room")?,
             memory_budget: own.gauge("memory_budget_bytes", "Limit of heap_memory")?,
+            memory_peak: own.gauge("memory_peak_bytes", "Largest heap_memory so far")?,
+            temp_bytes: own.gauge("temp_files_bytes", "Bytes in temporary files")?,
+            temp_quota: own.gauge("temp_files_quota_bytes", "Limit of temp_files_bytes")?,
+            seal_pause: own.histogram(
+                "seal_pause_seconds",
+                "How long a shard stood still to be sealed",
+                0.000_05,
+            )?,
         })
     }
 

@@ -6,18 +6,26 @@
 //! at one message each; seals never overlap, because a claim of one generation may rest on rows of
 //! any earlier one.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use crossbeam_channel::{Sender, TrySendError, bounded};
+use parking_lot::Mutex as SyncMutex;
+use pitr_budget::Reservation;
 use pitr_env::unblock;
+use pitr_format::frame::FrameEncoder;
 use pitr_format::{Class, EncodedRange};
 use tokio::sync::{Mutex, oneshot};
 
+use crate::encode::{Closed, Contexts, Encoders};
 use crate::env::Env;
-use crate::flush::generation::{Generation, SealError};
+use crate::flush::generation::{Generation, SealError, SealedShard};
+use crate::pressure::Pressure;
 use crate::router::{TaskRanges, shard_of};
-use crate::shard::{ShardCore, ShardMessage, ShardSeal, ShardWorker};
-use crate::source::SourceEvent;
+use crate::shard::{ShardCore, ShardSeal};
+use crate::shard_worker::{Gauges, ShardMessage, ShardWorker};
+use crate::source::{SourceEvent, SubId};
 
 /// Sizes of an observer.
 #[derive(Clone, Debug)]
@@ -28,6 +36,12 @@ pub struct ObserverConfig {
     pub queue_events: usize,
     /// Plaintext bytes at which a slice is closed and a new one begins (`file-size-limit`).
     pub slice_limit: u64,
+    /// Workers that compress slices; at least 1. Each holds a zstd context of about 1.5 MB while
+    /// there is work.
+    pub encoders: usize,
+    /// Large slices that are compressed while they grow, at most; each holds such a context, all
+    /// together at most an eighth of the budget.
+    pub streams: usize,
 }
 
 impl Default for ObserverConfig {
@@ -36,6 +50,8 @@ impl Default for ObserverConfig {
             shards: 2,
             queue_events: 1024,
             slice_limit: 256 << 20,
+            encoders: 2,
+            streams: 8,
         }
     }
 }
@@ -68,9 +84,12 @@ impl SendError {
 pub struct StartError(#[from] std::io::Error);
 
 struct Inner {
-    config: ObserverConfig,
     env: Env,
     queues: Vec<Sender<ShardMessage>>,
+    encoders: Encoders,
+    gauges: Arc<Gauges>,
+    /// Running subscriptions, for the question which one to give back.
+    subs: SyncMutex<BTreeSet<SubId>>,
     /// Id of the last generation. Held until every shard has sealed.
     last_generation: Mutex<u64>,
 }
@@ -79,27 +98,49 @@ struct Inner {
 pub struct Observer;
 
 impl Observer {
-    /// Starts the shards for one task in `env`. They end when the last handle is dropped.
+    /// Starts the shards and encoders for one task in `env`. They end when the last handle is
+    /// dropped.
     pub fn start(
         config: ObserverConfig,
         env: Env,
         ranges: impl IntoIterator<Item = EncodedRange>,
     ) -> Result<ObserverHandle, StartError> {
         let ranges = Arc::new(TaskRanges::new(ranges));
-        env.metrics.memory_budget.set(env.budget.limit() as i64);
+        let metrics = &env.metrics;
+        metrics.memory_budget.set(env.budget.limit() as i64);
+        if let Some(dir) = &env.spill {
+            metrics.temp_quota.set(dir.quota() as i64);
+        }
+        let temp_bytes = metrics.temp_bytes.clone();
+        let (budget, spill) = (Arc::clone(&env.budget), env.spill.clone());
+        // An eighth of the memory for streams: a small budget is better spent on rows.
+        let affordable = budget.limit() / 8 / FrameEncoder::MEMORY as u64;
+        let streams = config.streams.min(affordable as usize);
+        let contexts = Contexts::new(Arc::clone(&budget), config.encoders, streams);
+        let contexts = Arc::new(contexts);
+        let encoders = Encoders::start(
+            config.encoders,
+            env.spawner.as_ref(),
+            Arc::new(Pressure::new(budget, spill, temp_bytes)),
+            Arc::clone(&contexts),
+        )?;
+        let gauges = Arc::new(Gauges::default());
         let mut queues = Vec::new();
         for index in 0..config.shards.max(1) {
             let (queue, inbox) = bounded(config.queue_events.max(1));
-            let core = ShardCore::new(Arc::clone(&ranges), config.slice_limit, env.clone());
-            let worker = Box::new(ShardWorker::new(core, inbox));
+            let (ranges, contexts) = (Arc::clone(&ranges), Arc::clone(&contexts));
+            let core = ShardCore::with_contexts(ranges, config.slice_limit, env.clone(), contexts);
+            let worker = ShardWorker::new(core, inbox, encoders.clone(), Arc::clone(&gauges));
             env.spawner
-                .worker(format!("backup-stream-{index}"), worker)?;
+                .worker(format!("backup-stream-{index}"), Box::new(worker))?;
             queues.push(queue);
         }
         Ok(ObserverHandle(Arc::new(Inner {
-            config,
             env,
             queues,
+            encoders,
+            gauges,
+            subs: SyncMutex::default(),
             last_generation: Mutex::new(0),
         })))
     }
@@ -113,20 +154,61 @@ impl ObserverHandle {
     /// Hands over an event without waiting. Events of one subscription must come from one caller
     /// at a time, or their order is lost.
     pub fn try_send(&self, event: SourceEvent) -> Result<(), SendError> {
-        let Inner { env, queues, .. } = &*self.0;
-        let Some(reservation) = env.budget.try_reserve(event.queued_bytes()) else {
-            env.metrics.refused_events.inc();
-            return Err(SendError::Full(event));
+        match self.0.env.budget.try_reserve(event.queued_bytes()) {
+            Some(mut reservation) => self.try_send_held(event, &mut reservation),
+            None => Err(self.refuse(event)),
+        }
+    }
+
+    /// [`ObserverHandle::try_send`] with bytes of the same budget that the caller holds for the
+    /// event already, in a queue of its own: what the observer needs is taken from them.
+    pub fn try_send_held(
+        &self,
+        event: SourceEvent,
+        held: &mut Reservation,
+    ) -> Result<(), SendError> {
+        let needed = event.queued_bytes();
+        let missing = needed.saturating_sub(held.bytes());
+        if missing > 0 && !held.try_grow(missing) {
+            return Err(self.refuse(event));
+        }
+        let (sub, change) = match &event {
+            SourceEvent::Started { sub, .. } => (*sub, Some(true)),
+            SourceEvent::Ended { sub } => (*sub, Some(false)),
+            other => (other.sub(), None),
         };
-        let shard = shard_of(event.sub(), queues.len());
-        match queues[shard].try_send(ShardMessage::Event(event, reservation)) {
-            Ok(()) => Ok(()),
-            Err(TrySendError::Full(ShardMessage::Event(event, _))) => {
-                env.metrics.refused_events.inc();
+        let queue = &self.0.queues[shard_of(sub, self.0.queues.len())];
+        match queue.try_send(ShardMessage::Event(event, held.split(needed))) {
+            Ok(()) => {
+                match change {
+                    Some(true) => drop(self.0.subs.lock().insert(sub)),
+                    Some(false) => drop(self.0.subs.lock().remove(&sub)),
+                    None => {}
+                }
+                Ok(())
+            }
+            Err(TrySendError::Full(ShardMessage::Event(event, back))) => {
+                held.absorb(back);
+                self.0.env.metrics.refused_events.inc();
                 Err(SendError::Full(event))
             }
             Err(_) => Err(SendError::Closed),
         }
+    }
+
+    /// Memory is full: lets shards and encoders make room, once until they did.
+    fn refuse(&self, event: SourceEvent) -> SendError {
+        let inner = &self.0;
+        inner.env.metrics.refused_events.inc();
+        inner.gauges.refused.store(true, Ordering::Release);
+        if !inner.gauges.relief_asked.swap(true, Ordering::AcqRel) {
+            for queue in &inner.queues {
+                // A full queue relieves by itself, event by event.
+                let _ = queue.try_send(ShardMessage::Relieve);
+            }
+            inner.encoders.relieve();
+        }
+        SendError::Full(event)
     }
 
     /// Hands over an event and waits for room. While flushes fail this may wait for long: a reader
@@ -143,6 +225,12 @@ impl ObserverHandle {
             }
             room.await;
         }
+    }
+
+    /// The subscription to give back first when nothing can be sent: the newest, by number, which
+    /// has the least to scan again.
+    pub fn newest_subscription(&self) -> Option<SubId> {
+        self.0.subs.lock().last().copied()
     }
 
     /// Seals what every shard holds, behind the events queued before, and compresses it. The
@@ -165,11 +253,44 @@ impl ObserverHandle {
             seals.push(answer.await.map_err(|_| SealError::Stopped)?);
         }
         drop(last);
-        let encoders = inner.config.shards;
-        let assemble = move || Generation::assemble(id, seals, encoders);
-        unblock(inner.env.spawner.as_ref(), assemble)
+        inner.gauges.refused.store(false, Ordering::Release);
+        inner.encoders.pressure().next_file();
+        self.encode(id, seals).await
+    }
+
+    /// Stores every slice of the seals. All of them go to the encoders before the first is waited
+    /// for.
+    async fn encode(&self, id: u64, seals: Vec<ShardSeal>) -> Result<Generation, SealError> {
+        let encoders = &self.0.encoders;
+        let mut under_way = Vec::with_capacity(seals.len());
+        for seal in seals {
+            let mut results = seal.early;
+            for slice in seal.backlog {
+                results.push(encoders.submit(slice).await);
+            }
+            let mut reservation = seal.reservation;
+            for (draft, bytes) in seal.slots.into_drafts() {
+                let held = reservation.as_mut().map(|held| held.split(bytes));
+                results.push(encoders.submit(Closed { draft, held }).await);
+            }
+            under_way.push((results, seal.claims, seal.faults));
+        }
+        let mut shards = Vec::with_capacity(under_way.len());
+        for (results, claims, faults) in under_way {
+            let mut slices = Vec::with_capacity(results.len());
+            for result in results {
+                slices.push(result.await.map_err(|_| SealError::Stopped)??);
+            }
+            shards.push(SealedShard {
+                slices,
+                claims,
+                faults,
+            });
+        }
+        let assemble = move || Generation::of_shards(id, shards);
+        unblock(self.0.env.spawner.as_ref(), assemble)
             .await
-            .unwrap_or(Err(SealError::Stopped))
+            .map_err(|_| SealError::Stopped)
     }
 
     async fn ask_for_seal(
@@ -191,12 +312,24 @@ impl ObserverHandle {
         }
     }
 
-    /// Bytes of rows held now: queued, in open slices and in generations not yet flushed.
+    /// Plaintext of the rows that were taken since the last seal.
     pub fn buffered_bytes(&self) -> u64 {
+        self.0.gauges.plain_bytes.load(Ordering::Acquire)
+    }
+
+    /// Whether events were refused for lack of memory since the last seal, while a flush would give
+    /// some back: more than an interval or a size, this is a reason to flush.
+    pub fn is_starved(&self) -> bool {
+        let enough = self.0.env.budget.limit() / 32;
+        self.0.gauges.refused.load(Ordering::Acquire) && self.buffered_bytes() >= enough
+    }
+
+    /// Bytes reserved from the budget, by the observer and by all others who share it.
+    pub fn memory_used(&self) -> u64 {
         self.0.env.budget.used()
     }
 
-    /// The limit of [`ObserverHandle::buffered_bytes`].
+    /// The limit of [`ObserverHandle::memory_used`].
     pub fn memory_budget(&self) -> u64 {
         self.0.env.budget.limit()
     }

@@ -1,23 +1,24 @@
-//! One shard: the state of its subscriptions and their open slices, and the worker around it.
+//! One shard: the state of its subscriptions and their open slices.
 //!
 //! [`ShardCore`] is pure: events in, one [`ShardSeal`] out. What a seal proves is exactly what was
 //! applied before it in the same shard, because slices and claims are taken in the same call and
 //! all events of a subscription pass through one shard in order. The simulation steps the
-//! workers of several shards in any order; [`crate::Observer`] starts one worker per shard.
+//! workers of several shards in any order; [`crate::Observer`] starts one worker per
+//! shard ([`crate::shard_worker`]).
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
-use crossbeam_channel::{Receiver, TryRecvError};
 use pitr_budget::Reservation;
-use pitr_env::{Step, Worker};
 use pitr_format::KvRecord;
-use pitr_format::slice::{SliceBuildError, SliceBuilder};
+use pitr_format::slice::SliceBuildError;
 use prometheus::Histogram;
 use tokio::sync::oneshot;
 
+use crate::encode::{Closed, Contexts, EncodeResult};
 use crate::env::Env;
 use crate::router::TaskRanges;
-use crate::slices::OpenSlices;
+use crate::slices::{OpenSlices, SealedSlots};
 use crate::source::{SourceEvent, SubId};
 use crate::tracker::{Tracker, TrackerSeal};
 
@@ -36,9 +37,15 @@ pub struct Fault {
 /// Slices and the claims that they prove, taken in one moment. Only
 /// [`crate::flush::generation`] can open it.
 pub struct ShardSeal {
-    pub(crate) slices: Vec<SliceBuilder>,
+    /// Slices that were handed to the encoders before, in the order in which they were closed.
+    pub(crate) early: Vec<oneshot::Receiver<EncodeResult>>,
+    /// Closed slices for which the encoders had no place, younger than those.
+    pub(crate) backlog: VecDeque<Closed>,
+    /// All others.
+    pub(crate) slots: SealedSlots,
     pub(crate) claims: TrackerSeal,
     pub(crate) faults: Vec<Fault>,
+    /// For the slots.
     pub(crate) reservation: Option<Reservation>,
 }
 
@@ -47,20 +54,34 @@ pub struct ShardCore {
     ranges: Arc<TaskRanges>,
     tracker: Tracker,
     slices: OpenSlices,
+    contexts: Arc<Contexts>,
     faults: Vec<Fault>,
     append_seconds: Histogram,
     env: Env,
 }
 
 impl ShardCore {
-    /// An empty shard. `slice_limit`: plaintext bytes at which a slice is closed.
+    /// An empty shard that closes large slices instead of compressing them while they grow.
+    /// `slice_limit`: plaintext bytes at which a slice is closed.
     pub fn new(ranges: Arc<TaskRanges>, slice_limit: u64, env: Env) -> Self {
+        let contexts = Contexts::new(Arc::clone(&env.budget), 0, 0);
+        Self::with_contexts(ranges, slice_limit, env, Arc::new(contexts))
+    }
+
+    /// An empty shard that takes contexts for large slices from `contexts`.
+    pub(crate) fn with_contexts(
+        ranges: Arc<TaskRanges>,
+        slice_limit: u64,
+        env: Env,
+        contexts: Arc<Contexts>,
+    ) -> Self {
         let stages = &env.metrics.event_handle_duration;
         ShardCore {
             append_seconds: stages.with_label_values(&["save_to_temp_file"]),
             ranges,
             tracker: Tracker::default(),
             slices: OpenSlices::new(slice_limit),
+            contexts,
             faults: Vec::new(),
             env,
         }
@@ -104,7 +125,10 @@ impl ShardCore {
                 self.env.metrics.skip_kv_count.inc();
                 continue;
             }
-            if let Err(error) = self.slices.append(region_id, resolved, record) {
+            let appended = self
+                .slices
+                .append(region_id, resolved, record, &self.contexts);
+            if let Err(error) = appended {
                 self.fault(sub, region_id, &error);
                 // The rest of the batch is kept: rows do no harm, and the claim stands still.
             }
@@ -130,16 +154,31 @@ impl ShardCore {
     /// Slices and claims of this very moment.
     pub fn seal(&mut self) -> ShardSeal {
         ShardSeal {
-            slices: self.slices.seal(),
+            early: Vec::new(),
+            backlog: VecDeque::new(),
+            slots: self.slices.seal(),
             claims: self.tracker.seal(),
             faults: std::mem::take(&mut self.faults),
             reservation: None,
         }
     }
 
-    /// Plaintext bytes in open slices.
+    /// Plaintext bytes since the last seal.
     pub fn plain_bytes(&self) -> u64 {
         self.slices.plain_bytes()
+    }
+
+    /// Bytes allocated for slices.
+    pub fn held_bytes(&self) -> u64 {
+        self.slices.held_bytes()
+    }
+
+    pub(crate) fn slices(&mut self) -> &mut OpenSlices {
+        &mut self.slices
+    }
+
+    pub(crate) fn env(&self) -> &Env {
+        &self.env
     }
 }
 
@@ -148,71 +187,5 @@ impl Drop for ShardCore {
         let subs = self.tracker.len() as i64;
         self.env.metrics.active_subscriptions.sub(subs);
         self.env.metrics.observed_region.sub(subs);
-    }
-}
-
-/// What travels to a shard.
-pub(crate) enum ShardMessage {
-    /// An event with the bytes reserved for it.
-    Event(SourceEvent, Reservation),
-    /// Seal and answer.
-    Seal(oneshot::Sender<ShardSeal>),
-}
-
-/// A shard with its queue. Over when all senders are gone.
-pub(crate) struct ShardWorker {
-    core: ShardCore,
-    inbox: Receiver<ShardMessage>,
-    /// For what lies in open slices.
-    held: Reservation,
-}
-
-impl ShardWorker {
-    pub(crate) fn new(core: ShardCore, inbox: Receiver<ShardMessage>) -> Self {
-        let held = core.env.budget.nothing();
-        ShardWorker { core, inbox, held }
-    }
-
-    fn handle(&mut self, message: ShardMessage) -> Step {
-        match message {
-            ShardMessage::Event(event, reservation) => {
-                self.held.absorb(reservation);
-                self.core.apply(event);
-                self.held.shrink_to(self.core.plain_bytes());
-            }
-            ShardMessage::Seal(reply) => {
-                let mut seal = self.core.seal();
-                seal.reservation = Some(self.held.take());
-                if reply.send(seal).is_err() {
-                    // Whoever asked is gone and the payload with it: going on would leave a hole.
-                    tracing::error!("a seal was asked for and not taken; the shard stops");
-                    return Step::Over;
-                }
-            }
-        }
-        let Env {
-            metrics, budget, ..
-        } = &self.core.env;
-        metrics.heap_memory.set(budget.used() as i64);
-        budget.room().notify_waiters();
-        Step::Worked
-    }
-}
-
-impl Worker for ShardWorker {
-    fn step(&mut self) -> Step {
-        match self.inbox.try_recv() {
-            Ok(message) => self.handle(message),
-            Err(TryRecvError::Empty) => Step::Idle,
-            Err(TryRecvError::Disconnected) => Step::Over,
-        }
-    }
-
-    fn run(mut self: Box<Self>) {
-        while let Ok(message) = self.inbox.recv() {
-            if self.handle(message) == Step::Over {
-                return;
-            }
-        }
     }
 }

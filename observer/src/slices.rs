@@ -1,14 +1,26 @@
 //! The open slices of one shard.
 //!
 //! A slice holds the records of one (table, region, column family, operation, is_meta): restore
-//! treats a slice as one kind of write. A slice that reached the size limit is closed and a new one
-//! of the same key begins, so that none comes near the 4 GiB that readers can address. Sealing only
-//! hands the buffers over; compression happens off the shard ([`crate::flush::generation`]).
+//! treats a slice as one kind of write. It begins as plaintext in small chunks. At 256 KiB it goes
+//! on as a stream if a zstd context is free, else it is closed and the next one of the same key
+//! begins. A slice that reached the size limit is closed too, so that none comes near the 4 GiB
+//! that readers can address.
+//!
+//! Sealing only moves the slots out; everything that takes time happens off the shard
+//! ([`crate::encode`]). A record costs no allocation, and finding its slice no search as long as
+//! records of one kind follow each other.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 
 use pitr_format::slice::{SliceBuildError, SliceBuilder, SliceId, classify_encoded};
 use pitr_format::{Cf, KvRecord, OpKind, Ts};
+
+use crate::encode::{Contexts, Draft, Lease};
+
+/// Plaintext bytes at which a slice goes on as a stream or is closed.
+pub const STREAM_FROM: u64 = 256 << 10;
+/// What a slice takes besides what it allocates itself: slot, map entry, the buffers' headers.
+const SLOT_BYTES: u64 = (size_of::<Slot>() + 2 * size_of::<(SliceId, usize)>()) as u64;
 
 /// Order of slices inside a generation: data before meta, then table, region, column family,
 /// operation, so that what is restored together lies together.
@@ -19,12 +31,23 @@ pub fn order_of(id: &SliceId) -> SliceOrder {
     (id.is_meta, id.table_id, id.region_id, id.cf, id.op)
 }
 
+/// A key and its slice; none between closing one and the next record.
+struct Slot {
+    id: SliceId,
+    draft: Option<Draft>,
+}
+
 /// All slices of a shard since the last seal.
-pub struct OpenSlices {
+pub(crate) struct OpenSlices {
     slice_limit: u64,
-    open: BTreeMap<SliceOrder, SliceBuilder>,
-    full: Vec<SliceBuilder>,
+    slots: Vec<Slot>,
+    index: HashMap<SliceId, usize>,
+    /// The slot used last, per column family and operation.
+    recent: [usize; 4],
+    /// Slices that were closed since they were last taken away.
+    closed: Vec<Draft>,
     plain_bytes: u64,
+    held_bytes: u64,
 }
 
 impl OpenSlices {
@@ -32,9 +55,12 @@ impl OpenSlices {
     pub fn new(slice_limit: u64) -> Self {
         OpenSlices {
             slice_limit: slice_limit.max(1),
-            open: BTreeMap::new(),
-            full: Vec::new(),
+            slots: Vec::new(),
+            index: HashMap::new(),
+            recent: [0; 4],
+            closed: Vec::new(),
             plain_bytes: 0,
+            held_bytes: 0,
         }
     }
 
@@ -45,6 +71,7 @@ impl OpenSlices {
         region_id: u64,
         resolved: Ts,
         record: &KvRecord,
+        contexts: &Contexts,
     ) -> Result<(), SliceBuildError> {
         let (table_id, is_meta) = classify_encoded(&record.key);
         let id = SliceId {
@@ -54,66 +81,192 @@ impl OpenSlices {
             op: record.op,
             is_meta,
         };
-        let order = order_of(&id);
-        let slice = self
-            .open
-            .entry(order)
-            .or_insert_with(|| SliceBuilder::new(id));
-        let before = slice.plain_len();
-        slice.append(record)?;
-        slice.note_resolved(resolved);
-        let after = slice.plain_len();
-        self.plain_bytes += (after - before) as u64;
-        if after as u64 >= self.slice_limit {
-            self.full.extend(self.open.remove(&order));
+        let at = self.slot_of(id);
+        let slot = &mut self.slots[at];
+        let draft = slot.draft.get_or_insert_with(|| {
+            self.held_bytes += SLOT_BYTES;
+            Draft::Plain(SliceBuilder::new(id))
+        });
+        let (plain, held) = (draft.plain_len(), draft.held_bytes());
+        draft.append(record, resolved)?;
+        let len = draft.plain_len();
+        self.plain_bytes += (len - plain) as u64;
+        self.held_bytes += draft.held_bytes() as u64;
+        self.held_bytes -= held as u64;
+        let turn = matches!(draft, Draft::Plain(_)) && len as u64 >= STREAM_FROM;
+        if len as u64 >= self.slice_limit {
+            self.close(at);
+        } else if turn {
+            match contexts.for_stream() {
+                Some(lease) => self.turn(at, lease),
+                None => self.close(at),
+            }
         }
         Ok(())
     }
 
-    /// Plaintext bytes held.
+    fn slot_of(&mut self, id: SliceId) -> usize {
+        let kind = match (id.cf, id.op) {
+            (Cf::Default, OpKind::Put) => 0,
+            (Cf::Default, OpKind::Delete) => 1,
+            (Cf::Write, OpKind::Put) => 2,
+            (Cf::Write, OpKind::Delete) => 3,
+        };
+        let recent = self.recent[kind];
+        if self.slots.get(recent).is_some_and(|slot| slot.id == id) {
+            return recent;
+        }
+        let at = *self.index.entry(id).or_insert_with(|| {
+            self.slots.push(Slot { id, draft: None });
+            self.slots.len() - 1
+        });
+        self.recent[kind] = at;
+        at
+    }
+
+    /// Lets a slice go on as a stream.
+    fn turn(&mut self, at: usize, lease: Lease) {
+        let draft = &mut self.slots[at].draft;
+        if let Some(Draft::Plain(slice)) = draft.take() {
+            self.held_bytes -= slice.held_bytes() as u64;
+            let stream = slice.into_stream(lease.encoder);
+            self.held_bytes += stream.held_bytes() as u64;
+            *draft = Some(Draft::Stream(Box::new(stream), lease.held));
+        }
+    }
+
+    /// Ends a slice; the next record of its key begins another.
+    fn close(&mut self, at: usize) {
+        if let Some(draft) = self.slots[at].draft.take() {
+            self.closed.push(draft);
+        }
+    }
+
+    /// Closes the largest slices, until half of what is held is in closed ones.
+    pub fn close_larger_half(&mut self) {
+        let mut open: Vec<(usize, usize)> = self
+            .slots
+            .iter()
+            .enumerate()
+            .filter_map(|(at, slot)| Some((slot.draft.as_ref()?, at)))
+            .filter(|(draft, _)| draft.plain_len() > 0)
+            .map(|(draft, at)| (draft.held_bytes(), at))
+            .collect();
+        open.sort_unstable_by(|a, b| b.cmp(a));
+        let half = open.iter().map(|(held, _)| held).sum::<usize>() / 2;
+        let mut closed = 0;
+        for (held, at) in open {
+            if closed > half {
+                break;
+            }
+            closed += held;
+            self.close(at);
+        }
+    }
+
+    /// A slice that was closed, the oldest first, and what it holds.
+    pub fn take_closed(&mut self) -> impl Iterator<Item = (Draft, u64)> + use<'_> {
+        let held_bytes = &mut self.held_bytes;
+        self.closed.drain(..).map(|draft| {
+            let held = draft.held_bytes() as u64 + SLOT_BYTES;
+            *held_bytes -= held;
+            (draft, held)
+        })
+    }
+
+    /// Whether [`OpenSlices::take_closed`] has something to give.
+    pub fn has_closed(&self) -> bool {
+        !self.closed.is_empty()
+    }
+
+    /// Plaintext bytes since the last seal.
     pub fn plain_bytes(&self) -> u64 {
         self.plain_bytes
     }
 
-    /// Hands over everything and starts anew.
-    pub fn seal(&mut self) -> Vec<SliceBuilder> {
+    /// Bytes allocated for open slices and for closed ones that were not taken.
+    pub fn held_bytes(&self) -> u64 {
+        self.held_bytes
+    }
+
+    /// Hands over everything and starts anew. Moves no slice and frees nothing: this is the pause.
+    pub fn seal(&mut self) -> SealedSlots {
         self.plain_bytes = 0;
-        let mut sealed = std::mem::take(&mut self.full);
-        let open = std::mem::take(&mut self.open).into_values();
-        // A record that was refused may have left an empty one behind.
-        sealed.extend(open.filter(|slice| !slice.is_empty()));
-        sealed
+        self.held_bytes = 0;
+        self.index.clear();
+        // As many as before: growing step by step would copy them again and again.
+        let next = Vec::with_capacity(self.slots.len());
+        SealedSlots {
+            closed: std::mem::take(&mut self.closed),
+            slots: std::mem::replace(&mut self.slots, next),
+        }
+    }
+}
+
+/// What a seal took out of a shard.
+pub(crate) struct SealedSlots {
+    closed: Vec<Draft>,
+    slots: Vec<Slot>,
+}
+
+impl SealedSlots {
+    /// The slices with the bytes that each holds; those of one key in the order in which they
+    /// were filled.
+    pub fn into_drafts(self) -> impl Iterator<Item = (Draft, u64)> {
+        let open = self.slots.into_iter().filter_map(|slot| slot.draft);
+        self.closed
+            .into_iter()
+            .chain(open)
+            // A record that was refused may have left an empty one behind.
+            .filter(|draft| draft.plain_len() > 0)
+            .map(|draft| {
+                let held = draft.held_bytes() as u64 + SLOT_BYTES;
+                (draft, held)
+            })
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use pitr_budget::MemoryBudget;
     use pitr_format::EncodedKey;
 
     use super::*;
 
     fn put(key: &[u8], ts: u64) -> KvRecord {
+        sized(key, ts, 100)
+    }
+
+    fn sized(key: &[u8], ts: u64, value: usize) -> KvRecord {
         KvRecord {
             cf: Cf::Default,
             op: OpKind::Put,
             key: EncodedKey::encode(key).at(Ts::new(ts)).into_bytes(),
-            value: vec![7; 100].into(),
+            value: vec![7; value].into(),
         }
+    }
+
+    fn contexts(streams: usize) -> Contexts {
+        Contexts::new(MemoryBudget::new(1 << 30), 1, streams)
+    }
+
+    fn lengths(sealed: SealedSlots) -> Vec<usize> {
+        sealed.into_drafts().map(|(d, _)| d.plain_len()).collect()
     }
 
     #[test]
     fn a_slice_at_its_limit_is_closed_and_a_new_one_of_the_same_key_begins() {
         let mut slices = OpenSlices::new(300);
         for ts in 1..=7 {
-            slices.append(5, Ts::new(ts), &put(b"k", ts)).unwrap();
+            slices
+                .append(5, Ts::new(ts), &put(b"k", ts), &contexts(0))
+                .unwrap();
         }
         let record = 4 + 9 + 8 + 4 + 100;
         assert_eq!(slices.plain_bytes(), 7 * record);
-        let sealed = slices.seal();
-        let lengths: Vec<_> = sealed.iter().map(SliceBuilder::plain_len).collect();
-        assert_eq!(lengths, [375, 375, 125]);
-        assert_eq!(slices.plain_bytes(), 0);
-        assert!(slices.seal().is_empty());
+        assert_eq!(lengths(slices.seal()), [375, 375, 125]);
+        assert_eq!((slices.plain_bytes(), slices.held_bytes()), (0, 0));
+        assert!(lengths(slices.seal()).is_empty());
     }
 
     #[test]
@@ -127,9 +280,15 @@ mod tests {
             (b"a", 2),
             (b"b", 1),
         ] {
-            slices.append(region, Ts::ZERO, &put(key, 3)).unwrap();
+            slices
+                .append(region, Ts::ZERO, &put(key, 3), &contexts(0))
+                .unwrap();
         }
-        let mut ids: Vec<_> = slices.seal().iter().map(|s| order_of(s.id())).collect();
+        let sealed = slices.seal();
+        let mut ids: Vec<_> = sealed
+            .into_drafts()
+            .map(|(d, _)| order_of(d.id()))
+            .collect();
         ids.sort();
         let of = |is_meta, table, region| (is_meta, table, region, Cf::Default, OpKind::Put);
         assert_eq!(
@@ -148,8 +307,81 @@ mod tests {
         let mut slices = OpenSlices::new(1 << 20);
         let mut record = put(b"k", 3);
         record.key = "short".into();
-        assert!(slices.append(1, Ts::ZERO, &record).is_err());
+        assert!(slices.append(1, Ts::ZERO, &record, &contexts(0)).is_err());
         assert_eq!(slices.plain_bytes(), 0);
-        assert!(slices.seal().is_empty());
+        assert!(lengths(slices.seal()).is_empty());
+    }
+
+    #[test]
+    fn a_large_slice_goes_on_as_a_stream_or_is_closed_without_a_context() {
+        for (streams, expect) in [(1, 1), (0, 4)] {
+            let contexts = contexts(streams);
+            let mut slices = OpenSlices::new(1 << 30);
+            for ts in 1..=1000 {
+                slices
+                    .append(5, Ts::ZERO, &sized(b"k", ts, 1000), &contexts)
+                    .unwrap();
+            }
+            let parts = lengths(slices.seal());
+            assert_eq!(parts.len(), expect, "{streams} streams");
+            assert_eq!(parts.iter().sum::<usize>(), 1000 * 1025);
+        }
+    }
+
+    #[test]
+    fn what_is_held_is_counted_to_the_byte_through_closing_and_taking() {
+        let contexts = contexts(1);
+        let mut slices = OpenSlices::new(500_000);
+        let sum = |slices: &OpenSlices| -> u64 {
+            let open = slices.slots.iter().filter_map(|slot| slot.draft.as_ref());
+            open.chain(&slices.closed)
+                .map(|draft| draft.held_bytes() as u64 + SLOT_BYTES)
+                .sum()
+        };
+        for ts in 1..4000u64 {
+            let region = ts % 7 * (ts % 3);
+            let value = (ts * 37 % 2000) as usize;
+            slices
+                .append(region, Ts::ZERO, &sized(b"k", ts, value), &contexts)
+                .unwrap();
+            if ts % 501 == 0 {
+                slices.close_larger_half();
+            }
+            if ts % 700 == 0 {
+                let taken: u64 = slices.take_closed().map(|(_, held)| held).sum();
+                assert!(taken > 0);
+            }
+            assert_eq!(slices.held_bytes(), sum(&slices), "after {ts}");
+        }
+    }
+
+    #[test]
+    fn a_slice_of_one_row_takes_little_more_than_its_first_chunk() {
+        let mut slices = OpenSlices::new(1 << 20);
+        for region in 0..1000 {
+            slices
+                .append(region, Ts::ZERO, &put(b"key of a row", 5), &contexts(0))
+                .unwrap();
+        }
+        let each = slices.held_bytes() / 1000;
+        assert!((1024..2048).contains(&each), "{each} bytes a slice");
+    }
+
+    #[test]
+    fn the_larger_slices_are_closed_first_and_the_small_ones_go_on() {
+        let mut slices = OpenSlices::new(1 << 20);
+        for region in 0..100 {
+            let value = if region < 3 { 60_000 } else { 10 };
+            slices
+                .append(region, Ts::ZERO, &sized(b"k", 5, value), &contexts(0))
+                .unwrap();
+        }
+        slices.close_larger_half();
+        let closed: Vec<_> = slices
+            .take_closed()
+            .map(|(d, _)| d.id().region_id)
+            .collect();
+        assert!((1..=3).contains(&closed.len()), "{closed:?}");
+        assert!(closed.iter().all(|region| *region < 3));
     }
 }

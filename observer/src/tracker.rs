@@ -11,6 +11,7 @@
 //! Driven by [`crate::shard::ShardCore`].
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use pitr_format::Ts;
 
@@ -29,7 +30,7 @@ enum State {
 
 #[derive(Debug)]
 struct Subscription {
-    region: RegionMeta,
+    region: Arc<RegionMeta>,
     checkpoint_ts: Ts,
     state: State,
 }
@@ -42,24 +43,45 @@ impl Subscription {
         }
     }
 
-    fn progress(&self) -> RangeProgress {
-        RangeProgress {
-            range: self.region.range.clone(),
+    fn told(&self) -> Claim {
+        Claim {
+            region: Arc::clone(&self.region),
             base: self.checkpoint_ts,
             ts: self.claim(),
         }
     }
 }
 
-/// What the subscriptions of a shard prove at a seal.
+/// What one subscription claims at a seal: everything in (base, ts] of its region.
+#[derive(Clone, Debug)]
+pub struct Claim {
+    /// The region as it was subscribed.
+    pub region: Arc<RegionMeta>,
+    /// Where the subscription began.
+    pub base: Ts,
+    /// How far it is.
+    pub ts: Ts,
+}
+
+impl Claim {
+    /// The claim as the frontier takes it.
+    pub fn progress(&self) -> RangeProgress {
+        RangeProgress {
+            range: self.region.range.clone(),
+            base: self.base,
+            ts: self.ts,
+        }
+    }
+}
+
+/// What the subscriptions of a shard prove at a seal. Region data is shared, not copied: it is
+/// taken while the shard stands still.
 #[derive(Debug, Default)]
 pub struct TrackerSeal {
     /// Claims of live subscriptions, and last claims of those that ended since the last seal.
-    pub progress: Vec<RangeProgress>,
+    pub claims: Vec<Claim>,
     /// Smallest claim of the live subscriptions; `None` without any.
     pub live_min: Option<Ts>,
-    /// Regions observed since the last seal.
-    pub regions: Vec<RegionMeta>,
 }
 
 /// All subscriptions of one shard.
@@ -79,7 +101,7 @@ impl Tracker {
         self.subs.insert(
             sub,
             Subscription {
-                region,
+                region: Arc::new(region),
                 checkpoint_ts,
                 state,
             },
@@ -147,12 +169,15 @@ impl Tracker {
     /// The claims at this very moment. To be called together with sealing the slices.
     pub fn seal(&mut self) -> TrackerSeal {
         let ended = std::mem::take(&mut self.ended);
-        let both = || ended.values().chain(self.subs.values());
-        TrackerSeal {
-            progress: both().map(Subscription::progress).collect(),
-            live_min: self.subs.values().map(Subscription::claim).min(),
-            regions: both().map(|sub| sub.region.clone()).collect(),
+        let mut claims = Vec::with_capacity(ended.len() + self.subs.len());
+        claims.extend(ended.values().map(Subscription::told));
+        let mut live_min: Option<Ts> = None;
+        for sub in self.subs.values() {
+            let claim = sub.told();
+            live_min = Some(live_min.map_or(claim.ts, |min| min.min(claim.ts)));
+            claims.push(claim);
         }
+        TrackerSeal { claims, live_min }
     }
 }
 
@@ -174,7 +199,7 @@ mod tests {
 
     fn claims(tracker: &mut Tracker) -> Vec<u64> {
         let seal = tracker.seal();
-        seal.progress.iter().map(|p| p.ts.get()).collect()
+        seal.claims.iter().map(|claim| claim.ts.get()).collect()
     }
 
     #[test]
@@ -184,7 +209,7 @@ mod tests {
         assert_eq!(tracker.region_and_resolved(1), Some((7, Ts::ZERO)));
         let seal = tracker.seal();
         assert_eq!(
-            (seal.progress[0].base, seal.progress[0].ts, seal.live_min),
+            (seal.claims[0].base, seal.claims[0].ts, seal.live_min),
             (Ts::new(100), Ts::new(100), Some(Ts::new(100)))
         );
     }
@@ -210,7 +235,7 @@ mod tests {
         assert!(!tracker.ended(1));
         tracker.resolved(1, Ts::new(500));
         let seal = tracker.seal();
-        assert_eq!((seal.progress[0].ts, seal.live_min), (Ts::new(120), None));
+        assert_eq!((seal.claims[0].ts, seal.live_min), (Ts::new(120), None));
         assert!(claims(&mut tracker).is_empty());
     }
 
@@ -264,9 +289,9 @@ mod tests {
                     2 => { tracker.ended(sub); }
                     _ => {
                         let seal = tracker.seal();
-                        for (progress, region) in seal.progress.iter().zip(&seal.regions) {
-                            prop_assert!(progress.ts >= progress.base);
-                            prop_assert!(progress.ts.get() <= bound[&region.id]);
+                        for claim in &seal.claims {
+                            prop_assert!(claim.ts >= claim.base);
+                            prop_assert!(claim.ts.get() <= bound[&claim.region.id]);
                         }
                     }
                 }

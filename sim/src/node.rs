@@ -84,7 +84,13 @@ pub async fn live(setup: Setup) -> SimError {
     let mut schedule = FlushSchedule::new(node.setup.interval, size_limit, env.clock.now());
     loop {
         let now = env.clock.now();
-        if schedule.due(now, node.observer.buffered_bytes()).is_some() {
+        let starved = node.observer.is_starved();
+        let buffered = if starved {
+            u64::MAX
+        } else {
+            node.observer.buffered_bytes()
+        };
+        if schedule.due(now, buffered).is_some() {
             schedule.started(now);
             match node.flush().await {
                 Ok(true) => schedule.succeeded(),

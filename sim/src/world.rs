@@ -109,13 +109,16 @@ impl Sizes {
                 shards: rng.random_range(1..=3),
                 queue_events: [2, 8, 64][rng.random_range(0..3)],
                 slice_limit: [1000, 4000, 1 << 20][rng.random_range(0..3)],
+                encoders: rng.random_range(1..=2),
+                streams: 2,
             },
             flusher: FlusherConfig {
                 merge_limit: [500, 3000, 1 << 20][rng.random_range(0..3)],
                 concurrency: rng.random_range(1..=3),
                 ..FlusherConfig::new(STORE)
             },
-            memory: [6_000, 30_000, 1 << 20][rng.random_range(0..3)],
+            // An open slice takes about 1.5 KB, however few rows it has.
+            memory: [30_000, 100_000, 1 << 20][rng.random_range(0..3)],
             interval: Duration::from_secs(rng.random_range(1..=4)),
         }
     }

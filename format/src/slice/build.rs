@@ -1,89 +1,40 @@
 //! Writing a slice: frame, checksum and statistics in one pass while the bytes are in cache, hash
 //! and compression at the seal. Owned by one observer shard at a time; no locks, and no allocation
-//! per record apart from the growth of the one plaintext buffer.
-
-use std::ops::Range;
+//! per record apart from the chunks of the plaintext.
 
 use bytes::Bytes;
-use pitr_proto::backup::{CompressionType, DataFileInfo, FileType};
-use sha2::{Digest as _, Sha256};
+use pitr_proto::backup::DataFileInfo;
 
-use super::SliceId;
-use crate::compress::{CompressError, compress};
-use crate::digest::Crc64Xor;
-use crate::key::split_versioned;
-use crate::record::{RecordError, append_record};
-use crate::write_cf::{WriteError, start_ts_of};
-use crate::{Cf, Class, KeyError, KvRecord, OpKind, Ts};
+use super::facts::{SliceBuildError, SliceFacts};
+use super::plain::PlainBuffer;
+use super::{SliceId, SliceStream};
+use crate::frame::{Frame, FrameEncoder};
+use crate::{KvRecord, Ts};
 
-/// Why a record was not appended or a slice not sealed.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum SliceBuildError {
-    /// A record of another column family or operation.
-    #[error("a {op:?} of CF {cf} was appended to slice {id:?}")]
-    Misplaced {
-        /// The slice.
-        id: SliceId,
-        /// Column family of the record.
-        cf: Cf,
-        /// Operation of the record.
-        op: OpKind,
-    },
-    /// A delete carries a value.
-    #[error("a delete record carries a value of {0} bytes")]
-    DeleteWithValue(usize),
-    /// The key has no ts.
-    #[error("record key: {0}")]
-    Key(#[from] KeyError),
-    /// The value of a write record has no start ts.
-    #[error("record value: {0}")]
-    Write(#[from] WriteError),
-    /// The slice is full.
-    #[error(transparent)]
-    Record(#[from] RecordError),
-    /// Nothing was appended: there is no slice to seal.
-    #[error("a slice without records cannot be sealed")]
-    Empty,
-    /// Compression failed.
-    #[error("slice cannot be compressed: {0}")]
-    Compress(#[from] CompressError),
-}
-
-impl SliceBuildError {
-    /// The same record fails the same way again.
-    pub fn class(&self) -> Class {
-        Class::Permanent
-    }
-}
-
-/// What the slice's metadata is computed from.
-struct Stats {
-    count: i64,
-    min_ts: Ts,
-    max_ts: Ts,
-    /// Smallest start ts in a write record; none in `default` and among deletes.
-    min_start_ts: Option<Ts>,
-    /// Where the smallest and largest versioned keys lie in the plaintext.
-    min_key: Range<usize>,
-    max_key: Range<usize>,
-}
-
-/// Collects the records of one slice.
+/// Collects the records of one slice as plaintext.
 pub struct SliceBuilder {
-    id: SliceId,
-    plain: Vec<u8>,
-    crc64xor: Crc64Xor,
-    resolved_ts: Ts,
-    stats: Option<Stats>,
+    facts: SliceFacts,
+    plain: PlainBuffer,
 }
 
-/// A finished slice: metadata and the bytes to store.
+/// A finished slice: metadata and the bytes to store, in pieces.
 #[derive(Clone, Debug, PartialEq)]
-pub struct SealedSlice {
+pub struct EncodedSlice {
     /// What the records have in common.
     pub id: SliceId,
     /// All fields that are known before the slice is merged into an object: `path` stays empty,
     /// `range_offset` is set by [`crate::meta::build_group`], the region fields by the flush.
+    pub info: DataFileInfo,
+    /// One zstd frame.
+    pub pieces: Vec<Bytes>,
+}
+
+/// A finished slice whose stored bytes are in one piece.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SealedSlice {
+    /// What the records have in common.
+    pub id: SliceId,
+    /// See [`EncodedSlice::info`].
     pub info: DataFileInfo,
     /// One zstd frame.
     pub stored: Bytes,
@@ -95,143 +46,104 @@ impl SliceBuilder {
     /// An empty slice.
     pub fn new(id: SliceId) -> Self {
         SliceBuilder {
-            id,
-            plain: Vec::new(),
-            crc64xor: Crc64Xor::default(),
-            resolved_ts: Ts::ZERO,
-            stats: None,
+            facts: SliceFacts::new(id),
+            plain: PlainBuffer::default(),
         }
     }
 
     /// What the records have in common.
     pub fn id(&self) -> &SliceId {
-        &self.id
+        &self.facts.id
     }
 
     /// Plaintext bytes so far.
     pub fn plain_len(&self) -> usize {
-        self.plain.len()
+        self.facts.plain_len()
+    }
+
+    /// Bytes allocated besides the builder itself.
+    pub fn held_bytes(&self) -> usize {
+        self.plain.held_bytes() + self.facts.held_bytes()
     }
 
     /// Whether nothing was appended yet.
     pub fn is_empty(&self) -> bool {
-        self.stats.is_none()
+        self.facts.is_empty()
     }
 
     /// Smallest start ts that a later reader must not lose, see
     /// `DataFileInfo.min_begin_ts_in_default_cf`; none while empty.
     pub fn min_begin_ts(&self) -> Option<Ts> {
-        self.stats.as_ref().map(Stats::min_begin_ts)
+        (!self.is_empty()).then(|| self.facts.min_begin_ts())
     }
 
     /// Notes the resolved ts of the region at the time of a batch; the largest one is kept.
     pub fn note_resolved(&mut self, resolved_ts: Ts) {
-        self.resolved_ts = self.resolved_ts.max(resolved_ts);
+        self.facts.note_resolved(resolved_ts);
     }
 
     /// Appends one record; on an error the slice is unchanged.
     pub fn append(&mut self, record: &KvRecord) -> Result<(), SliceBuildError> {
-        let KvRecord { cf, op, key, value } = record;
-        if (*cf, *op) != (self.id.cf, self.id.op) {
-            return Err(SliceBuildError::Misplaced {
-                id: self.id,
-                cf: *cf,
-                op: *op,
-            });
-        }
-        if *op == OpKind::Delete && !value.is_empty() {
-            return Err(SliceBuildError::DeleteWithValue(value.len()));
-        }
-        let (_, ts) = split_versioned(key)?;
-        let start_ts = match cf {
-            Cf::Write if !value.is_empty() => Some(start_ts_of(value)?),
-            _ => None,
-        };
-        let key_at = self.plain.len() + 4;
-        append_record(&mut self.plain, key, value)?;
-        self.crc64xor.add(key, value);
-        let key_range = key_at..key_at + key.len();
-        match &mut self.stats {
-            Some(stats) => stats.add(&self.plain, key_range, ts, start_ts),
-            None => {
-                self.stats = Some(Stats {
-                    count: 1,
-                    min_ts: ts,
-                    max_ts: ts,
-                    min_start_ts: start_ts,
-                    min_key: key_range.clone(),
-                    max_key: key_range,
-                });
-            }
-        }
+        let admitted = self.facts.admit(record)?;
+        self.plain.push(&record.key, &record.value);
+        self.facts.note(record, &admitted);
         Ok(())
     }
 
-    /// Hashes and compresses the records and computes their metadata.
+    /// Hashes and compresses the records with an encoder of its own: for those who have a slice
+    /// now and then.
     pub fn seal(self) -> Result<SealedSlice, SliceBuildError> {
-        let stats = self.stats.ok_or(SliceBuildError::Empty)?;
-        let stored = Bytes::from(compress(&self.plain)?);
-        let min_begin_ts = stats.min_begin_ts();
-        let file_type = match self.id.op {
-            OpKind::Put => FileType::Put,
-            OpKind::Delete => FileType::Delete,
-        };
-        let info = DataFileInfo {
-            sha256: Sha256::digest(&self.plain).to_vec().into(),
-            number_of_entries: stats.count,
-            min_ts: stats.min_ts.get(),
-            max_ts: stats.max_ts.get(),
-            resolved_ts: self.resolved_ts.get(),
-            region_id: self.id.region_id as i64,
-            start_key: Bytes::copy_from_slice(&self.plain[stats.min_key]),
-            end_key: Bytes::copy_from_slice(&self.plain[stats.max_key]),
-            cf: self.id.cf.as_str().to_owned(),
-            r#type: file_type.into(),
-            is_meta: self.id.is_meta,
-            table_id: self.id.table_id,
-            length: self.plain.len() as u64,
-            min_begin_ts_in_default_cf: min_begin_ts.get(),
-            range_length: stored.len() as u64,
-            compression_type: CompressionType::Zstd.into(),
-            crc64xor: self.crc64xor.get(),
-            ..DataFileInfo::default()
-        };
+        let min_begin_ts = self.facts.min_begin_ts();
+        let EncodedSlice { id, info, pieces } = self.encode(&mut FrameEncoder::new()?)?;
         Ok(SealedSlice {
-            id: self.id,
+            id,
             info,
-            stored,
+            stored: match <[Bytes; 1]>::try_from(pieces) {
+                Ok([only]) => only,
+                Err(pieces) => pieces.concat().into(),
+            },
             min_begin_ts,
         })
     }
-}
 
-impl Stats {
-    fn add(&mut self, plain: &[u8], key: Range<usize>, ts: Ts, start_ts: Option<Ts>) {
-        self.count += 1;
-        self.min_ts = self.min_ts.min(ts);
-        self.max_ts = self.max_ts.max(ts);
-        self.min_start_ts = match (self.min_start_ts, start_ts) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        };
-        if plain[key.clone()] < plain[self.min_key.clone()] {
-            self.min_key = key;
-        } else if plain[key.clone()] > plain[self.max_key.clone()] {
-            self.max_key = key;
+    /// Hashes and compresses the records. Memory does not grow on the way: chunks are freed as
+    /// pieces come into being.
+    pub fn encode(self, encoder: &mut FrameEncoder) -> Result<EncodedSlice, SliceBuildError> {
+        if self.is_empty() {
+            return Err(SliceBuildError::Empty);
         }
+        encoder.begin(Some(self.plain_len() as u64))?;
+        for chunk in self.plain.into_chunks() {
+            encoder.write(&chunk)?;
+        }
+        Ok(EncodedSlice::new(self.facts, encoder.finish()?))
     }
 
-    /// 0 means "unknown" to readers and stops them from skipping anything, so it is never given.
-    fn min_begin_ts(&self) -> Ts {
-        self.min_start_ts.unwrap_or(self.min_ts).max(Ts::new(1))
+    /// Goes on as a stream: what is there is compressed now, what follows while it comes.
+    pub fn into_stream(self, encoder: FrameEncoder) -> SliceStream {
+        SliceStream::begin(self.facts, self.plain, encoder)
+    }
+}
+
+impl EncodedSlice {
+    pub(super) fn new(facts: SliceFacts, frame: Frame) -> Self {
+        let Frame { sha256, pieces } = frame;
+        let stored_len = pieces.iter().map(|piece| piece.len() as u64).sum();
+        EncodedSlice {
+            id: facts.id,
+            info: facts.into_info(&sha256, stored_len),
+            pieces,
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use pitr_proto::backup::{CompressionType, FileType};
+
     use super::*;
-    use crate::EncodedKey;
     use crate::write_cf::WriteRecord;
+    use crate::{Cf, EncodedKey, OpKind};
 
     fn id(cf: Cf, op: OpKind) -> SliceId {
         SliceId {

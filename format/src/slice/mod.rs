@@ -2,14 +2,19 @@
 //! family and operation in one flush, stored as one zstd frame inside a merged object and
 //! described by a `DataFileInfo`.
 //!
-//! [`SliceBuilder`] (the observer's shards) writes one, [`verify_slice`] (restore, verify) proves
+//! [`SliceBuilder`] (the observer's shards) writes one, as [`SliceStream`] when it is large, [`verify_slice`] (restore, verify) proves
 //! that stored bytes are what the metadata says. Source: tikv/tikv
 //! `components/backup-stream/src/router.rs`.
 
 mod build;
+mod facts;
+mod plain;
+mod stream;
 mod verify;
 
-pub use build::{SealedSlice, SliceBuildError, SliceBuilder};
+pub use build::{EncodedSlice, SealedSlice, SliceBuilder};
+pub use facts::SliceBuildError;
+pub use stream::SliceStream;
 pub use verify::{SliceError, verify_slice};
 
 use crate::{Cf, OpKind};

@@ -1,5 +1,6 @@
 //! Flushes the generations of one observer, each exactly once and in their order.
 
+use pitr_budget::spill::SpillError;
 use pitr_format::object_name::{META_DIR, MetaName};
 use pitr_format::{Class, Ts};
 use pitr_storage::{SharedStorage, StorageError};
@@ -45,6 +46,17 @@ pub enum FlushError {
         /// What failed, on which object.
         source: StorageError,
     },
+    /// Rows of the generation that were spilled cannot be read back as they were written.
+    #[error(
+        "generation {generation} is lost: {source}; \
+         start observer and flusher again from the durable frontier"
+    )]
+    Spill {
+        /// The generation.
+        generation: u64,
+        /// Which file, and what is wrong with it.
+        source: SpillError,
+    },
     /// A generation is missing in between: its rows are not durable, so nothing later may be.
     #[error(
         "generation {got} cannot be flushed before generation {due}; \
@@ -73,7 +85,9 @@ impl FlushError {
         match self {
             FlushError::Open(source) | FlushError::Storage { source, .. } => source.class(),
             FlushError::Incomplete(_) => Class::Retry,
-            FlushError::OutOfOrder { .. } | FlushError::MetaCollision { .. } => Class::Permanent,
+            FlushError::Spill { .. }
+            | FlushError::OutOfOrder { .. }
+            | FlushError::MetaCollision { .. } => Class::Permanent,
         }
     }
 }
@@ -175,6 +189,10 @@ impl Flusher {
                 generation: id,
                 source,
             },
+            SendError::Spill(source) => FlushError::Spill {
+                generation: id,
+                source,
+            },
             SendError::Collision(path) => FlushError::MetaCollision { path },
         })?;
         self.env.note_since(began, &saving);
@@ -204,7 +222,7 @@ impl Flusher {
         };
         let storage = self.storage.as_ref();
         upload
-            .send_objects(slices, storage, self.config.concurrency, &self.env.metrics)
+            .send_objects(slices, storage, self.config.concurrency, &self.env)
             .await?;
         upload.send_meta(storage, &self.env.metrics).await
     }

@@ -11,21 +11,19 @@
 //! numbered without gaps and [`crate::Flusher`] takes them in that order only.
 
 use std::collections::BTreeMap;
-use std::thread;
+use std::sync::Arc;
 
-use pitr_format::slice::{SealedSlice, SliceBuildError, SliceBuilder};
+use pitr_format::slice::SliceBuildError;
 use pitr_format::{Class, Ts};
 use pitr_proto::metapb::RegionEpoch;
 
+use crate::encode::{Closed, Contexts, StoredSlice};
 use crate::flush::upload::Upload;
 use crate::frontier::RangeProgress;
 use crate::shard::{Fault, ShardSeal};
 use crate::slices::order_of;
 use crate::source::RegionMeta;
-use pitr_budget::Reservation;
-
-/// Below this plaintext size helper threads cost more than they save.
-const PARALLEL_ABOVE: usize = 1 << 20;
+use crate::tracker::TrackerSeal;
 
 /// A generation could not be sealed; its rows are lost to this observer, not to the store.
 #[derive(Debug, thiserror::Error)]
@@ -48,59 +46,68 @@ impl SealError {
 /// Sealed slices, the progress they prove, and how far their upload is.
 pub struct Generation {
     id: u64,
-    slices: Vec<SealedSlice>,
+    slices: Vec<StoredSlice>,
     progress: Vec<RangeProgress>,
     live_min: Option<Ts>,
     faults: Vec<Fault>,
     pub(super) upload: Option<Upload>,
-    reservation: Option<Reservation>,
+}
+
+/// What one shard answered to a seal, with its slices stored.
+pub(crate) struct SealedShard {
+    /// Of one key in the order in which they were filled.
+    pub slices: Vec<StoredSlice>,
+    /// What they prove.
+    pub claims: TrackerSeal,
+    /// Subscriptions that lost a row.
+    pub faults: Vec<Fault>,
 }
 
 impl Generation {
-    /// Puts the answers of all shards together. `id` counts the seals of one observer from 1;
-    /// `encoders` threads compress.
-    pub fn assemble(id: u64, seals: Vec<ShardSeal>, encoders: usize) -> Result<Self, SealError> {
-        let mut open = Vec::new();
+    /// Puts the answers of all shards together and compresses their slices on the calling thread,
+    /// for those who drive [`crate::ShardCore`] themselves. `id` counts the seals of one observer
+    /// from 1.
+    pub fn assemble(id: u64, seals: Vec<ShardSeal>) -> Result<Self, SealError> {
+        let contexts = Contexts::unlimited();
+        let shards = seals
+            .into_iter()
+            .map(|seal| store_here(seal, &contexts))
+            .collect::<Result<_, _>>()?;
+        Ok(Self::of_shards(id, shards))
+    }
+
+    /// Puts the answers of all shards to seal `id` together.
+    pub(crate) fn of_shards(id: u64, shards: Vec<SealedShard>) -> Self {
+        let mut slices = Vec::new();
         let mut progress = Vec::new();
         let mut faults = Vec::new();
-        let mut regions = BTreeMap::<u64, Vec<RegionMeta>>::new();
+        let mut regions = BTreeMap::<u64, Vec<Arc<RegionMeta>>>::new();
         let mut live_min = None;
-        let mut reservation: Option<Reservation> = None;
-        for seal in seals {
-            open.extend(seal.slices);
-            progress.extend(seal.claims.progress);
-            faults.extend(seal.faults);
-            live_min = live_min.into_iter().chain(seal.claims.live_min).min();
-            for region in seal.claims.regions {
-                regions.entry(region.id).or_default().push(region);
+        for shard in shards {
+            slices.extend(shard.slices);
+            progress.extend(shard.claims.claims.iter().map(|claim| claim.progress()));
+            faults.extend(shard.faults);
+            live_min = live_min.into_iter().chain(shard.claims.live_min).min();
+            for claim in shard.claims.claims {
+                regions
+                    .entry(claim.region.id)
+                    .or_default()
+                    .push(claim.region);
             }
-            reservation = match (reservation, seal.reservation) {
-                (Some(mut held), Some(more)) => {
-                    held.absorb(more);
-                    Some(held)
-                }
-                (held, more) => held.or(more),
-            };
         }
         // Stable: slices of one key stay in the order in which they were filled.
-        open.sort_by_key(|slice| order_of(slice.id()));
-        let mut slices = encode(open, encoders)?;
+        slices.sort_by_key(|slice| order_of(&slice.id));
         for slice in &mut slices {
             describe_region(slice, &regions);
         }
-        let stored: u64 = slices.iter().map(|slice| slice.stored.len() as u64).sum();
-        if let Some(held) = &mut reservation {
-            held.shrink_to(stored);
-        }
-        Ok(Generation {
+        Generation {
             id,
             slices,
             progress,
             live_min,
             faults,
             upload: None,
-            reservation,
-        })
+        }
     }
 
     /// Its number: 1, 2, 3… for one observer.
@@ -109,7 +116,7 @@ impl Generation {
     }
 
     /// Its slices: data before meta, then by table, region, column family, operation.
-    pub fn slices(&self) -> &[SealedSlice] {
+    pub fn slices(&self) -> &[StoredSlice] {
         &self.slices
     }
 
@@ -134,7 +141,7 @@ impl Generation {
     }
 
     /// The payload and its upload, once that is planned.
-    pub(super) fn upload_parts(&mut self) -> Option<(&[SealedSlice], &mut Upload)> {
+    pub(super) fn upload_parts(&mut self) -> Option<(&[StoredSlice], &mut Upload)> {
         Some((&self.slices, self.upload.as_mut()?))
     }
 
@@ -149,7 +156,6 @@ impl Generation {
             progress: self.progress.clone(),
         };
         self.slices = Vec::new();
-        self.reservation = None;
         Some(proof)
     }
 }
@@ -192,48 +198,25 @@ impl FlushedProof {
     }
 }
 
-/// Compresses the slices, in the same order.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "scoped helpers of one call, gone when it returns"
-)]
-fn encode(open: Vec<SliceBuilder>, encoders: usize) -> Result<Vec<SealedSlice>, SliceBuildError> {
-    let plain: usize = open.iter().map(|slice| slice.plain_len()).sum();
-    let encoders = encoders.clamp(1, open.len().max(1));
-    if encoders == 1 || plain < PARALLEL_ABOVE {
-        return open.into_iter().map(SliceBuilder::seal).collect();
-    }
-    let mut lanes: Vec<Vec<(usize, SliceBuilder)>> = (0..encoders).map(|_| Vec::new()).collect();
-    for (index, slice) in open.into_iter().enumerate() {
-        lanes[index % encoders].push((index, slice));
-    }
-    let mut sealed = thread::scope(|scope| {
-        let workers: Vec<_> = lanes
-            .into_iter()
-            .map(|lane| {
-                scope.spawn(move || {
-                    lane.into_iter()
-                        .map(|(index, slice)| Ok((index, slice.seal()?)))
-                        .collect::<Result<Vec<_>, SliceBuildError>>()
-                })
-            })
-            .collect();
-        let mut sealed = Vec::new();
-        for worker in workers {
-            match worker.join() {
-                Ok(part) => sealed.extend(part?),
-                Err(panic) => std::panic::resume_unwind(panic),
-            }
-        }
-        Ok::<_, SliceBuildError>(sealed)
-    })?;
-    sealed.sort_by_key(|(index, _)| *index);
-    Ok(sealed.into_iter().map(|(_, slice)| slice).collect())
+fn store_here(seal: ShardSeal, contexts: &Contexts) -> Result<SealedShard, SliceBuildError> {
+    let mut reservation = seal.reservation;
+    let open = seal.slots.into_drafts().map(|(draft, bytes)| Closed {
+        draft,
+        held: reservation.as_mut().map(|held| held.split(bytes)),
+    });
+    let slices = seal.backlog.into_iter().chain(open);
+    Ok(SealedShard {
+        slices: slices
+            .map(|slice| slice.store(contexts))
+            .collect::<Result<_, _>>()?,
+        claims: seal.claims,
+        faults: seal.faults,
+    })
 }
 
 /// Fills bounds and epochs of the slice's region. With one epoch the bounds belong to it, as
 /// readers that split by them expect; with several they are those of the newest version.
-fn describe_region(slice: &mut SealedSlice, regions: &BTreeMap<u64, Vec<RegionMeta>>) {
+fn describe_region(slice: &mut StoredSlice, regions: &BTreeMap<u64, Vec<Arc<RegionMeta>>>) {
     let Some(seen) = regions.get(&slice.id.region_id) else {
         return;
     };

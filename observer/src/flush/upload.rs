@@ -7,16 +7,19 @@
 
 use std::ops::Range;
 
-use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use pitr_env::Random;
+use pitr_budget::Reservation;
+use pitr_budget::spill::{Extent, SpillError};
+use pitr_env::{Random, unblock};
 use pitr_format::Ts;
 use pitr_format::meta::build_group;
 use pitr_format::object_name::log_path;
-use pitr_format::slice::SealedSlice;
-use pitr_storage::{Storage, StorageError, StorageErrorKind};
+use pitr_storage::{Payload, Segment, Storage, StorageError, StorageErrorKind};
+use tokio::sync::{Mutex, MutexGuard};
 
+use crate::encode::{Pieces, Place, StoredSlice};
+use crate::env::Env;
 use crate::flush::merge::{Piece, merge};
 use crate::flush::meta::{self, MetaFacts, MetaObject};
 use crate::metrics::Metrics;
@@ -40,6 +43,8 @@ pub(super) struct Upload {
 #[derive(Debug)]
 pub(super) enum SendError {
     Storage(StorageError),
+    /// A temporary file does not hold what was written to it.
+    Spill(SpillError),
     /// The meta's name is taken by other content.
     Collision(String),
 }
@@ -47,7 +52,7 @@ pub(super) enum SendError {
 impl Upload {
     /// Lays `slices` into objects and names everything.
     pub(super) fn plan(
-        slices: &[SealedSlice],
+        slices: &[StoredSlice],
         facts: MetaFacts,
         merge_limit: u64,
         random: &dyn Random,
@@ -63,7 +68,7 @@ impl Upload {
         let mut groups = Vec::new();
         for members in merge(&pieces, merge_limit) {
             let inside = &slices[members.clone()];
-            let bound = |pick: fn(&SealedSlice) -> u64| inside.iter().map(pick);
+            let bound = |pick: fn(&StoredSlice) -> u64| inside.iter().map(pick);
             let path = log_path(
                 facts.store_id,
                 Ts::new(bound(|s| s.info.min_ts).min().unwrap_or(0)),
@@ -95,16 +100,17 @@ impl Upload {
     /// the first failure no further one begins, but those under way are waited for and remembered.
     pub(super) async fn send_objects(
         &mut self,
-        slices: &[SealedSlice],
+        slices: &[StoredSlice],
         storage: &dyn Storage,
         concurrency: usize,
-        metrics: &Metrics,
+        env: &Env,
     ) -> Result<(), SendError> {
+        let pass = Mutex::new(());
         let mut waiting = self
             .objects
             .iter_mut()
             .filter(|object| !object.uploaded)
-            .map(|object| send_object(object, slices, storage, metrics));
+            .map(|object| send_object(object, slices, storage, env, &pass));
         let mut under_way: FuturesUnordered<_> =
             waiting.by_ref().take(concurrency.max(1)).collect();
         let mut failed = None;
@@ -115,7 +121,7 @@ impl Upload {
                 (Err(error), _) => failed = failed.or(Some(error)),
             }
         }
-        failed.map_or(Ok(()), |error| Err(SendError::Storage(error)))
+        failed.map_or(Ok(()), Err)
     }
 
     /// Writes the meta. Created, never replaced: if the name is taken, the content tells whether
@@ -145,30 +151,97 @@ impl Upload {
     }
 }
 
+/// Writes one object. Bytes of temporary files are proven before they are sent, so that nothing
+/// of a damaged file goes out, and again before the object counts, because it is the backend that
+/// read them in between.
 async fn send_object(
     object: &mut MergedObject,
-    slices: &[SealedSlice],
+    slices: &[StoredSlice],
     storage: &dyn Storage,
-    metrics: &Metrics,
-) -> Result<(), StorageError> {
-    let body = body_of(&slices[object.members.clone()]);
-    let size = body.len();
-    storage.put(&object.path, body.into()).await?;
+    env: &Env,
+    pass: &Mutex<()>,
+) -> Result<(), SendError> {
+    let body = MergedBody::of(&slices[object.members.clone()]);
+    let size = body.payload.len();
+    let _room = Room::take(env, body.payload.memory(), pass).await;
+    body.prove(env).await?;
+    let written = storage.put(&object.path, body.payload.clone()).await;
+    body.prove(env).await?;
+    written.map_err(SendError::Storage)?;
     object.uploaded = true;
-    metrics.flush_file_size.observe(size as f64);
-    let uploaded = &metrics.upload_file_size_bytes;
-    uploaded.with_label_values(&["log"]).inc_by(size as u64);
+    env.metrics.flush_file_size.observe(size as f64);
+    let uploaded = &env.metrics.upload_file_size_bytes;
+    uploaded.with_label_values(&["log"]).inc_by(size);
     Ok(())
 }
 
-/// The stored bytes of the members one after another; no copy for a single one.
-fn body_of(members: &[SealedSlice]) -> Bytes {
-    if let [only] = members {
-        return only.stored.clone();
+/// Memory for the buffers of one write.
+enum Room<'a> {
+    /// Reserved.
+    Reserved { _held: Reservation },
+    /// Not reserved: one write at a time may go on like that, or a full budget would wait for a
+    /// flush that waits for the budget.
+    Pass { _guard: MutexGuard<'a, ()> },
+}
+
+impl<'a> Room<'a> {
+    async fn take(env: &Env, bytes: u64, pass: &'a Mutex<()>) -> Self {
+        tokio::select! {
+            biased;
+            held = env.budget.reserve(bytes) => Room::Reserved { _held: held },
+            guard = pass.lock() => Room::Pass { _guard: guard },
+        }
     }
-    let mut body = BytesMut::with_capacity(members.iter().map(|m| m.stored.len()).sum());
-    for member in members {
-        body.extend_from_slice(&member.stored);
+}
+
+/// The stored bytes of an object's slices, one after another.
+struct MergedBody {
+    payload: Payload,
+    extents: Vec<Extent>,
+    /// Keeps the reservations of what is in memory.
+    _pieces: Vec<std::sync::Arc<Pieces>>,
+}
+
+impl MergedBody {
+    fn of(members: &[StoredSlice]) -> Self {
+        let mut segments = Vec::new();
+        let mut extents = Vec::new();
+        let mut held = Vec::new();
+        for member in members {
+            match member.body.place() {
+                Place::Memory(pieces) => {
+                    segments.extend(pieces.pieces.iter().cloned().map(Segment::Memory));
+                    held.push(pieces);
+                }
+                Place::Disk(extent) => {
+                    segments.push(Segment::File {
+                        file: extent.file().clone(),
+                        range: extent.range(),
+                    });
+                    extents.push(extent);
+                }
+            }
+        }
+        MergedBody {
+            payload: Payload::new(segments),
+            extents,
+            _pieces: held,
+        }
     }
-    body.freeze()
+
+    /// Compares what is in temporary files with what was written there.
+    async fn prove(&self, env: &Env) -> Result<(), SendError> {
+        if self.extents.is_empty() {
+            return Ok(());
+        }
+        let extents = self.extents.clone();
+        let prove = move || extents.iter().try_for_each(Extent::verify);
+        let proven = unblock(env.spawner.as_ref(), prove).await;
+        let lost = |source| SpillError::Io {
+            action: "read back from",
+            path: "temporary files".into(),
+            source,
+        };
+        proven.map_err(lost).flatten().map_err(SendError::Spill)
+    }
 }

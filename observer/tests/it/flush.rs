@@ -13,7 +13,7 @@ use crate::support::{Archive, NO_LIMIT, batch, core, env, region, resolved, row,
 const STORE: u64 = 4;
 
 fn seal(core: &mut ShardCore, id: u64) -> Generation {
-    Generation::assemble(id, vec![core.seal()], 1).unwrap()
+    Generation::assemble(id, vec![core.seal()]).unwrap()
 }
 
 /// One subscription over everything, from 10, with rows at 20, 30… resolved at the last.

@@ -41,7 +41,7 @@ async fn proof(range: EncodedRange, base: u64, ts: u64) -> FlushedProof {
     core.apply(started(1, region(7, range), base));
     core.apply(batch(1, vec![row(b"k", ts)]));
     core.apply(resolved(1, ts));
-    let mut generation = Generation::assemble(1, vec![core.seal()], 1).unwrap();
+    let mut generation = Generation::assemble(1, vec![core.seal()]).unwrap();
     let mut flusher = Flusher::open(storage, FlusherConfig::new(STORE), &env())
         .await
         .unwrap();

@@ -49,6 +49,24 @@ pub const KEYS: &[KeyDoc] = &[
         doc: "Lag above which /healthz says no.",
     },
     KeyDoc {
+        key: "memory-budget",
+        unit: "bytes",
+        default: Some("512MiB"),
+        doc: "Memory for rows on their way from the store into the archive: queues, slices, compression, uploads; at least 32MiB. The process needs up to 64MiB more. What has no room goes to temporary files, then subscriptions are given back and scanned again.",
+    },
+    KeyDoc {
+        key: "temp-path",
+        unit: "path",
+        default: None,
+        doc: "Directory for temporary files, of this sidecar alone; what a dead one left there is removed at start. Without it: `tikv-pitr-store-ID.N` in the system's temporary directory. A file system in memory defeats its purpose.",
+    },
+    KeyDoc {
+        key: "temp-file-quota",
+        unit: "bytes",
+        default: Some("8GiB"),
+        doc: "Disk for temporary files, used while the storage is slower than the store or away.",
+    },
+    KeyDoc {
         key: "log-backup.max-flush-interval",
         unit: "duration",
         default: Some("3m"),

@@ -7,7 +7,7 @@ mod schema;
 mod units;
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -35,6 +35,15 @@ pub struct Config {
     /// Lag above which the sidecar is not healthy.
     #[serde(default = "Config::default_lag_limit")]
     pub lag_limit: Span,
+    /// Memory for rows.
+    #[serde(default = "Config::default_memory_budget")]
+    pub memory_budget: ByteSize,
+    /// Where temporary files go.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub temp_path: Option<PathBuf>,
+    /// Disk for temporary files.
+    #[serde(default = "Config::default_temp_file_quota")]
+    pub temp_file_quota: ByteSize,
     /// How the log is written.
     #[serde(default)]
     pub log_backup: LogBackupConfig,
@@ -113,6 +122,14 @@ impl Config {
         Span::from_secs(600)
     }
 
+    fn default_memory_budget() -> ByteSize {
+        ByteSize::mib(512)
+    }
+
+    fn default_temp_file_quota() -> ByteSize {
+        ByteSize::mib(8 << 10)
+    }
+
     /// Reads and checks a file.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         Config::parse(&read(path)?)
@@ -154,6 +171,10 @@ impl Config {
                 );
             }
         }
+        if self.memory_budget < ByteSize::mib(32) {
+            let value = self.memory_budget.to_string();
+            return refuse("memory-budget", value, "at least 32MiB");
+        }
         let log = &self.log_backup;
         if log.max_flush_interval < Span::from_secs(1) {
             let value = log.max_flush_interval.to_string();
@@ -188,6 +209,8 @@ mod tests {
         assert_eq!(config.log_backup, LogBackupConfig::default());
         assert_eq!(config.status_addr.port(), 20190);
         assert_eq!(config.store_id, None);
+        assert_eq!(config.memory_budget, ByteSize::mib(512));
+        assert_eq!(config.temp_path, None);
     }
 
     #[test]
@@ -236,12 +259,15 @@ mod tests {
                 .contains("exactly one")
         );
         assert!(error("store-id = 1\n").contains("pd"));
+        let small = error(&format!("memory-budget = \"31MiB\"\n{SMALLEST}"));
+        assert!(small.contains("at least 32MiB"), "{small}");
     }
 
     #[test]
     fn the_table_of_keys_and_the_struct_agree() {
         let mut config = Config::parse(SMALLEST).unwrap();
         config.store_id = Some(1);
+        config.temp_path = Some("/tmp/x".into());
         let written = toml::Table::try_from(&config).unwrap();
         let mut found = Vec::new();
         keys::walk(&written, "", &mut |key, _| found.push(key.to_owned()));

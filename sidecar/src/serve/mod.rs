@@ -7,6 +7,7 @@
 pub mod guard;
 mod hold;
 mod lag;
+mod memory;
 mod runner;
 mod session;
 mod sink;
@@ -18,6 +19,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use pitr_cluster::tasks::{Task, TaskEvent};
+use pitr_observer::Env;
 use pitr_observer::metrics::TaskStatus as MetricStatus;
 use pitr_proto::backup::StreamBackupTaskInfo;
 use pitr_storage::{SharedStorage, StorageError};
@@ -52,6 +54,8 @@ pub(crate) struct Context {
     pub board: Arc<Board>,
     /// What `/metrics` shows.
     pub metrics: Arc<Metrics>,
+    /// Threads, memory and temporary files of the observers; one budget for all tasks.
+    pub env: Env,
 }
 
 /// How the storage of a task is opened; another one than [`crate::storage::open_task`] is for
@@ -101,6 +105,7 @@ pub async fn serve_with(
         store = store.id,
         "serving"
     );
+    let env = memory::environment(&config, store.id, metrics.observer.clone())?;
     let (fatal, fatal_inbox) = mpsc::channel(1);
     let supervisor = Supervisor {
         events: cluster.tasks.events(),
@@ -112,6 +117,7 @@ pub async fn serve_with(
             config: config.log_backup,
             board,
             metrics,
+            env,
         }),
         running: BTreeMap::new(),
         fatal,

@@ -9,8 +9,8 @@ use pitr_budget::MemoryBudget;
 use pitr_cluster::tasks::Task;
 use pitr_format::Ts;
 use pitr_observer::{
-    Env, FlushSchedule, Flusher, FlusherConfig, Generation, Observer, ObserverConfig,
-    ObserverHandle, Publisher, PublisherConfig, TaskStatus as MetricStatus,
+    FlushSchedule, Flusher, FlusherConfig, Generation, Observer, ObserverConfig, ObserverHandle,
+    Publisher, PublisherConfig, TaskStatus as MetricStatus,
 };
 use pitr_proto::backup::stream_backup_task_security_config;
 use pitr_storage::SharedStorage;
@@ -35,8 +35,6 @@ const TICK: Duration = Duration::from_millis(100);
 const PUBLISH_AGAIN: Duration = Duration::from_secs(1);
 /// How long the last flush may take when the sidecar is asked to leave.
 const DRAIN_LIMIT: Duration = Duration::from_secs(20);
-/// Smallest memory for rows, whatever the flush size.
-const MIN_BUDGET: u64 = 128 << 20;
 
 /// Why a session ended.
 pub(super) enum End {
@@ -122,7 +120,7 @@ impl Session {
         clock_is_ahead(now, global).map_err(End::not_loaded)?;
         let ranges = task.encoded_ranges();
         let log = &context.config;
-        let env = environment(context);
+        let env = context.env.clone();
         let budget = env.budget.clone();
         let flusher = Flusher::open(archive.clone(), flusher_config(context), &env)
             .await
@@ -209,7 +207,12 @@ impl Session {
         let buffered = self.observer.buffered_bytes();
         let now = self.began.elapsed();
         self.show_progress(buffered);
-        if self.schedule.due(now, buffered).is_some() {
+        let urgent = if self.observer.is_starved() {
+            u64::MAX
+        } else {
+            buffered
+        };
+        if self.schedule.due(now, urgent).is_some() {
             self.schedule.started(now);
             match self.flush().await {
                 Ok(()) => self.schedule.succeeded(),
@@ -266,7 +269,8 @@ impl Session {
                 pitr_observer::FlushError::Storage { .. }
                 | pitr_observer::FlushError::Open(_)
                 | pitr_observer::FlushError::Incomplete(_) => Trouble::Again(failure),
-                pitr_observer::FlushError::OutOfOrder { .. }
+                pitr_observer::FlushError::Spill { .. }
+                | pitr_observer::FlushError::OutOfOrder { .. }
                 | pitr_observer::FlushError::MetaCollision { .. } => Trouble::Over(failure),
             }
         })?;
@@ -540,13 +544,6 @@ async fn open_archive(context: &Context, task: &Task) -> Result<SharedStorage, E
     }
 }
 
-/// What the observer may use of this process.
-fn environment(context: &Context) -> Env {
-    let memory = context.config.file_size_limit.get().saturating_mul(4);
-    let budget = MemoryBudget::new(memory.max(MIN_BUDGET));
-    Env::system(context.metrics.observer.clone(), budget)
-}
-
 fn flusher_config(context: &Context) -> FlusherConfig {
     FlusherConfig {
         merge_limit: context.config.file_size_limit.get(),
@@ -557,6 +554,7 @@ fn flusher_config(context: &Context) -> FlusherConfig {
 fn observer_config(context: &Context) -> ObserverConfig {
     ObserverConfig {
         shards: context.config.num_threads,
+        encoders: context.config.num_threads,
         slice_limit: context.config.file_size_limit.get(),
         ..ObserverConfig::default()
     }
