@@ -134,5 +134,5 @@ async fn the_engines_registry_shows_the_backup() {
         .iter()
         .find(|f| f.name() == "tikv_pitr_flushed_generations");
     let flushed = flushed.expect("a metric of flushes in the engine's registry");
-    assert!(flushed.get_metric()[0].get_counter().value() >= 1.0);
+    assert!(flushed.get_metric()[0].get_counter().get_value() >= 1.0);
 }
