@@ -165,7 +165,21 @@ impl Pd for Member {
         }))
     }
 
+    type RegionHeartbeatStream = ReceiverStream<Result<RegionHeartbeatResponse, Status>>;
+
+    async fn region_heartbeat(
+        &self,
+        _: Request<Streaming<RegionHeartbeatRequest>>,
+    ) -> Result<Response<Self::RegionHeartbeatStream>, Status> {
+        Err(Status::unimplemented("region_heartbeat"))
+    }
+
     not_served! {
+        bootstrap(BootstrapRequest) -> BootstrapResponse;
+        put_store(PutStoreRequest) -> PutStoreResponse;
+        store_heartbeat(StoreHeartbeatRequest) -> StoreHeartbeatResponse;
+        ask_batch_split(AskBatchSplitRequest) -> AskBatchSplitResponse;
+        report_batch_split(ReportBatchSplitRequest) -> ReportBatchSplitResponse;
         get_cluster_info(GetClusterInfoRequest) -> GetClusterInfoResponse;
         is_bootstrapped(IsBootstrappedRequest) -> IsBootstrappedResponse;
         alloc_id(AllocIdRequest) -> AllocIdResponse;
