@@ -3,6 +3,7 @@
 
 mod assembly;
 pub mod cdc;
+mod coordinator;
 mod durable;
 pub mod etcd;
 mod import_host;
@@ -10,8 +11,11 @@ mod node;
 #[cfg(test)]
 mod node_tests;
 pub mod pd;
+mod realpd;
 mod status;
 pub mod store;
 
 pub use assembly::STORE_VERSION;
+pub use coordinator::TimestampError;
 pub use node::{MIN_RESOLVED_TS_INTERVAL, Playground, PlaygroundConfig, StartError};
+pub use realpd::RealPdError;

@@ -18,7 +18,11 @@ struct Arguments {
     /// Where everything is kept; created if missing.
     #[arg(long)]
     data_dir: PathBuf,
-    /// Address of PD and its etcd; port 0 takes a free one.
+    /// URLs of a real PD, separated by commas: the store registers there, and the playground's own PD
+    /// and etcd are off.
+    #[arg(long, value_name = "URL", value_delimiter = ',', conflicts_with_all = ["pd_addr", "cluster_id"])]
+    pd: Vec<String>,
+    /// Address of the playground's own PD and etcd; port 0 takes a free one.
     #[arg(long, default_value = "127.0.0.1:2379")]
     pd_addr: SocketAddr,
     /// Address of the store; port 0 takes a free one.
@@ -58,6 +62,7 @@ fn run(arguments: Arguments) -> Result<(), Box<dyn std::error::Error>> {
         .enable_all()
         .build()?;
     let playground = Playground::start(PlaygroundConfig {
+        real_pd: arguments.pd,
         pd_addr: arguments.pd_addr,
         store_addr: arguments.store_addr,
         status_addr: arguments.status_addr,

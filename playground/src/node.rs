@@ -11,11 +11,14 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use pitr_format::Class;
+use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 
-use crate::assembly::{Parts, STORE_VERSION};
+use crate::assembly::{Addresses, Parts, STORE_VERSION};
+use crate::coordinator::{OwnPdError, TimestampError};
 use crate::etcd::error::EtcdError;
 use crate::pd::state::StateError;
+use crate::realpd::RealPdError;
 use crate::store::OpenError;
 
 /// How long open connections and running scans may take to notice the end.
@@ -30,13 +33,16 @@ pub const MIN_RESOLVED_TS_INTERVAL: Duration = Duration::from_millis(50);
 pub struct PlaygroundConfig {
     /// Everything that is kept.
     pub data_dir: PathBuf,
-    /// Where PD and etcd listen; port 0 takes a free one.
+    /// URLs of a real PD that the store registers at; with none, the default, the playground's own
+    /// PD and etcd are served.
+    pub real_pd: Vec<String>,
+    /// Where the own PD and etcd listen; port 0 takes a free one.
     pub pd_addr: SocketAddr,
     /// Where the store listens; port 0 takes a free one.
     pub store_addr: SocketAddr,
     /// Where the store's HTTP status listens, if at all.
     pub status_addr: Option<SocketAddr>,
-    /// Id of the cluster; random for a new directory, that of the directory for an old one.
+    /// Id of the own PD's cluster; random for a new directory, that of the directory for an old one.
     pub cluster_id: Option<u64>,
     /// How often resolved timestamps are sent; at least [`MIN_RESOLVED_TS_INTERVAL`].
     pub resolved_ts_interval: Duration,
@@ -52,6 +58,7 @@ impl PlaygroundConfig {
         let free = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
         PlaygroundConfig {
             data_dir: data_dir.into(),
+            real_pd: Vec::new(),
             pd_addr: free,
             store_addr: free,
             status_addr: None,
@@ -82,6 +89,9 @@ pub enum StartError {
     /// etcd's file.
     #[error(transparent)]
     Etcd(#[from] EtcdError),
+    /// The real PD.
+    #[error(transparent)]
+    RealPd(#[from] RealPdError),
     /// The store's directory.
     #[error(transparent)]
     Store(#[from] OpenError),
@@ -105,8 +115,27 @@ impl StartError {
             StartError::Listen { .. } | StartError::System { .. } => Class::Retry,
             StartError::Pd(e) => e.class(),
             StartError::Etcd(e) => e.class(),
+            StartError::RealPd(e) => e.class(),
             StartError::Store(e) => e.class(),
             StartError::Interval(_) => Class::Permanent,
+        }
+    }
+}
+
+impl From<TimestampError> for StartError {
+    fn from(error: TimestampError) -> Self {
+        match error {
+            TimestampError::Own(error) => StartError::Pd(error),
+            TimestampError::Real(error) => StartError::RealPd(error),
+        }
+    }
+}
+
+impl From<OwnPdError> for StartError {
+    fn from(error: OwnPdError) -> Self {
+        match error {
+            OwnPdError::State(error) => StartError::Pd(error),
+            OwnPdError::Etcd(error) => StartError::Etcd(error),
         }
     }
 }
@@ -124,7 +153,8 @@ pub struct Playground {
 
 /// The sockets, bound before anything else so that a conflict leaves the data alone.
 pub(crate) struct Listeners {
-    pub(crate) pd: TcpListener,
+    /// Of the own PD.
+    pub(crate) pd: Option<TcpListener>,
     pub(crate) store: TcpListener,
     pub(crate) status: Option<TcpListener>,
 }
@@ -138,6 +168,55 @@ fn listen(what: &'static str, addr: SocketAddr) -> Result<(TcpListener, SocketAd
     bound.map_err(|source| StartError::Listen { what, addr, source })
 }
 
+/// Binds every socket of the configuration.
+fn listen_all(config: &PlaygroundConfig) -> Result<(Listeners, Addresses), StartError> {
+    let own_pd = config.real_pd.is_empty().then_some(config.pd_addr);
+    let pd = own_pd.map(|addr| listen("PD", addr)).transpose()?;
+    let store = listen("the store", config.store_addr)?;
+    let status = config.status_addr;
+    let status = status.map(|addr| listen("the store's status", addr));
+    let status = status.transpose()?;
+    let addresses = Addresses {
+        pd: pd.as_ref().map(|(_, addr)| *addr),
+        store: store.1,
+        status: status.as_ref().map(|(_, addr)| *addr),
+    };
+    let listeners = Listeners {
+        pd: pd.map(|(listener, _)| listener),
+        store: store.0,
+        status: status.map(|(listener, _)| listener),
+    };
+    Ok((listeners, addresses))
+}
+
+/// Serves on a thread of its own, which owns the runtime, until the handle asks to stop or is gone.
+fn run(
+    runtime: Runtime,
+    parts: Arc<Parts>,
+    listeners: Listeners,
+    stopped: oneshot::Receiver<()>,
+) -> Result<JoinHandle<()>, StartError> {
+    let serve = move || {
+        let ended = runtime.block_on(async move {
+            tokio::select! {
+                ended = parts.serve(listeners) => ended,
+                _ = stopped => Ok(()),
+            }
+        });
+        if let Err(error) = ended {
+            tracing::error!(%error, "the playground ended by itself");
+        }
+        runtime.shutdown_timeout(SHUTDOWN_LIMIT);
+    };
+    std::thread::Builder::new()
+        .name("playground-main".to_owned())
+        .spawn(serve)
+        .map_err(|source| StartError::System {
+            action: "start a thread".to_owned(),
+            source,
+        })
+}
+
 impl Playground {
     /// Opens the data and serves. May be called inside or outside of a runtime; it blocks while
     /// the data directory is opened.
@@ -145,22 +224,11 @@ impl Playground {
         if config.resolved_ts_interval < MIN_RESOLVED_TS_INTERVAL {
             return Err(StartError::Interval(config.resolved_ts_interval));
         }
-        let (pd, pd_addr) = listen("PD", config.pd_addr)?;
-        let (store, store_addr) = listen("the store", config.store_addr)?;
-        let (status, status_addr) = match config.status_addr {
-            Some(addr) => {
-                let (listener, addr) = listen("the store's status", addr)?;
-                (Some(listener), Some(addr))
-            }
-            None => (None, None),
-        };
+        let (listeners, addresses) = listen_all(&config)?;
         std::fs::create_dir_all(&config.data_dir).map_err(|source| StartError::System {
             action: format!("create {}", config.data_dir.display()),
             source,
         })?;
-        let parts = Parts::open(&config, pd_addr, store_addr, status_addr)?;
-        let listeners = Listeners { pd, store, status };
-        let (stop, stopped) = oneshot::channel();
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(WORKERS)
             .thread_name("playground")
@@ -170,30 +238,20 @@ impl Playground {
                 action: "start a runtime".to_owned(),
                 source,
             })?;
-        let serving = parts.clone();
-        let thread = std::thread::Builder::new()
-            .name("playground-main".to_owned())
-            .spawn(move || {
-                let ended = runtime.block_on(async move {
-                    tokio::select! {
-                        ended = serving.serve(listeners) => ended,
-                        // The handle asks to stop, or is gone.
-                        _ = stopped => Ok(()),
-                    }
-                });
-                if let Err(error) = ended {
-                    tracing::error!(%error, "the playground ended by itself");
-                }
-                runtime.shutdown_timeout(SHUTDOWN_LIMIT);
-            })
-            .map_err(|source| StartError::System {
-                action: "start a thread".to_owned(),
-                source,
-            })?;
+        let parts = match Parts::open(&config, &addresses, runtime.handle().clone()) {
+            Ok(parts) => parts,
+            Err(error) => {
+                // The caller may be inside of a runtime, where one must not be waited for.
+                runtime.shutdown_background();
+                return Err(error);
+            }
+        };
+        let (stop, stopped) = oneshot::channel();
+        let thread = run(runtime, parts.clone(), listeners, stopped)?;
         Ok(Playground {
-            pd_addr,
-            store_addr,
-            status_addr,
+            pd_addr: parts.pd_addr(),
+            store_addr: addresses.store,
+            status_addr: addresses.status,
             cluster_id: parts.cluster_id(),
             parts,
             stop: Some(stop),
@@ -201,7 +259,7 @@ impl Playground {
         })
     }
 
-    /// Where PD and etcd answer.
+    /// Where PD and etcd answer: the own ones, or the first of the real ones.
     pub fn pd_addr(&self) -> SocketAddr {
         self.pd_addr
     }
@@ -227,7 +285,7 @@ impl Playground {
     }
 
     /// A fresh timestamp of PD.
-    pub fn timestamp(&self) -> Result<pitr_format::Ts, StateError> {
+    pub fn timestamp(&self) -> Result<pitr_format::Ts, TimestampError> {
         self.parts.timestamp()
     }
 

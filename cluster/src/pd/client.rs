@@ -122,8 +122,28 @@ impl PdClient {
         self.state.lock().urls.clone()
     }
 
+    /// The leader's channel, for a stream that the caller keeps: when it fails, the caller forgets
+    /// the leader and asks again. Looks for the leader once, without waiting for an election.
+    pub async fn leader_channel(&self) -> Result<Channel, PdError> {
+        match self.leader().await {
+            Ok(leader) => Ok(leader.channel),
+            Err(Verdict::Fail(error)) => Err(error),
+            Err(Verdict::Wait(last) | Verdict::Rediscover(last)) => Err(PdError::Unreachable {
+                endpoints: self.urls(),
+                call: "GetMembers",
+                seconds: self.options.call_timeout.as_secs(),
+                last,
+            }),
+        }
+    }
+
+    /// The next call looks for the leader again.
+    pub fn forget_leader(&self) {
+        self.state.lock().leader = None;
+    }
+
     /// The header that every request carries.
-    pub(super) fn header(&self) -> Option<pdpb::RequestHeader> {
+    pub fn header(&self) -> Option<pdpb::RequestHeader> {
         Some(pdpb::RequestHeader {
             cluster_id: self.cluster_id,
             caller_component: COMPONENT.to_owned(),
@@ -132,7 +152,8 @@ impl PdClient {
     }
 
     /// Runs one call against the leader until it succeeds, fails for good or the deadline passes.
-    pub(super) async fn call<T, F, Fut>(&self, call: &'static str, run: F) -> Result<T, PdError>
+    /// For callers whose calls are not among the methods of this client; `run` may run repeatedly.
+    pub async fn call<T, F, Fut>(&self, call: &'static str, run: F) -> Result<T, PdError>
     where
         T: HasHeader,
         F: Fn(Stub<Channel>) -> Fut,
@@ -151,7 +172,7 @@ impl PdClient {
                 Ok(Err(Verdict::Wait(text))) => text,
                 Ok(Err(Verdict::Rediscover(text))) => {
                     tracing::debug!(call, reason = %text, "looking for PD's leader again");
-                    self.state.lock().leader = None;
+                    self.forget_leader();
                     text
                 }
                 Err(_) => "no answer in time".to_owned(),
@@ -213,7 +234,8 @@ impl PdClient {
 }
 
 /// Responses of PD that carry its header.
-pub(super) trait HasHeader {
+pub trait HasHeader {
+    /// The header, where errors are that the status does not show.
     fn header(&self) -> Option<&pdpb::ResponseHeader>;
 }
 

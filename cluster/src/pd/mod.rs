@@ -9,6 +9,6 @@ mod client;
 mod error;
 mod region;
 
-pub use client::{PdClient, PdOptions};
+pub use client::{HasHeader, PdClient, PdOptions};
 pub use error::PdError;
 pub use region::{Region, contiguous_prefix};

@@ -27,12 +27,15 @@ const CLUSTER: u64 = 77;
 struct Counter(AtomicU64);
 
 impl IdAllocator for Counter {
-    fn alloc(&self) -> Result<RegionIds, String> {
-        let region = self.0.fetch_add(2, Ordering::Relaxed);
-        Ok(RegionIds {
-            region,
-            peer: region + 1,
-        })
+    fn alloc(&self, _: &metapb::Region, count: usize) -> Result<Vec<RegionIds>, String> {
+        let one = |_| {
+            let region = self.0.fetch_add(2, Ordering::Relaxed);
+            RegionIds {
+                region,
+                peer: region + 1,
+            }
+        };
+        Ok((0..count).map(one).collect())
     }
 }
 

@@ -15,7 +15,7 @@ pub const GC_WORKER: &str = "gc_worker";
 pub struct Minimum {
     /// Its id.
     pub service_id: String,
-    /// Seconds left; `i64::MAX` without end.
+    /// Seconds left; without end it is `i64::MAX` less the clock's seconds, as PD computes it.
     pub ttl: i64,
     /// The floor.
     pub safe_point: u64,
@@ -24,6 +24,9 @@ pub struct Minimum {
 /// A request that PD refuses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SafePointError {
+    /// A service without a name.
+    #[error("service id of service safepoint cannot be empty")]
+    NoId,
     /// Removal of the permanent entry.
     #[error("cannot remove service safe point of gc_worker")]
     RemoveGcWorker,
@@ -41,6 +44,9 @@ pub fn update_service(
     now: i64,
 ) -> Result<Minimum, SafePointError> {
     let permanent = service_id == GC_WORKER;
+    if service_id.is_empty() {
+        return Err(SafePointError::NoId);
+    }
     if permanent && ttl <= 0 {
         return Err(SafePointError::RemoveGcWorker);
     }
@@ -59,7 +65,11 @@ pub fn update_service(
         expires_at: now.saturating_add(ttl),
     };
     record.services.insert(service_id.to_owned(), entry);
-    Ok(self::minimum(record, now))
+    // PD looks again only when the owner of the minimum moved it.
+    match service_id == minimum.service_id {
+        true => Ok(self::minimum(record, now)),
+        false => Ok(minimum),
+    }
 }
 
 /// Drops what expired, makes sure of `gc_worker`, and finds the smallest.
@@ -82,10 +92,7 @@ fn minimum(record: &mut Record, now: i64) -> Minimum {
         });
     Minimum {
         service_id,
-        ttl: match entry.expires_at {
-            i64::MAX => i64::MAX,
-            at => at - now,
-        },
+        ttl: entry.expires_at.saturating_sub(now),
         safe_point: entry.safe_point,
     }
 }
@@ -118,7 +125,7 @@ mod tests {
         let min = update_service(&mut r, "a", 60, 500, 1000).unwrap();
         assert_eq!(
             (min.service_id.as_str(), min.ttl, min.safe_point),
-            (GC_WORKER, i64::MAX, 0)
+            (GC_WORKER, i64::MAX - 1000, 0)
         );
         let min = update_service(&mut r, GC_WORKER, i64::MAX, 700, 1000).unwrap();
         assert_eq!((min.service_id.as_str(), min.safe_point), ("a", 500));

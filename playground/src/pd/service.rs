@@ -97,7 +97,9 @@ impl PdService {
     fn timestamp(&self, request: &pdpb::TsoRequest) -> Result<pdpb::TsoResponse, Status> {
         self.check(request.header.as_ref())?;
         if !(1..=MAX_COUNT).contains(&request.count) {
-            return Err(Status::unknown("tso count should be positive"));
+            return Err(Status::unknown(
+                "[PD:tso:ErrGenerateTimestamp]generate timestamp failed, tso count should be positive",
+            ));
         }
         let ts = self.shared.oracle.next(request.count).map_err(disk)?;
         Ok(pdpb::TsoResponse {
@@ -116,6 +118,19 @@ impl PdService {
             .topology
             .split(keys)
             .map_err(|e| Status::unknown(format!("split of regions: {e}")))
+    }
+}
+
+/// The answer to every call of a store: the only one is in this process and asks no service.
+fn no_other_store() -> Status {
+    Status::unimplemented("the playground's PD serves the store of its own process only")
+}
+
+/// New regions per key asked for, in percent: a key that is a bound already counts as not done.
+fn share(new: &[u64], keys: &[bytes::Bytes]) -> u64 {
+    match keys.len() as u64 {
+        0 => 100,
+        keys => new.len() as u64 * 100 / keys,
     }
 }
 
@@ -165,6 +180,17 @@ impl Pd for PdService {
             .into_inner()
             .map(move |message| message.and_then(|m| me.timestamp(&m)));
         Ok(Response::new(answers.boxed()))
+    }
+
+    async fn bootstrap(
+        &self,
+        request: Request<pdpb::BootstrapRequest>,
+    ) -> Answer<pdpb::BootstrapResponse> {
+        self.check(request.get_ref().header.as_ref())?;
+        let message = "cluster is already bootstrapped".to_owned();
+        Ok(Response::new(pdpb::BootstrapResponse {
+            header: self.error_header(pdpb::ErrorType::AlreadyBootstrapped, message),
+        }))
     }
 
     async fn is_bootstrapped(
@@ -238,6 +264,40 @@ impl Pd for PdService {
             header: self.header(),
             stores: self.shared.topology.stores(),
         }))
+    }
+
+    async fn put_store(&self, _: Request<pdpb::PutStoreRequest>) -> Answer<pdpb::PutStoreResponse> {
+        Err(no_other_store())
+    }
+
+    async fn store_heartbeat(
+        &self,
+        _: Request<pdpb::StoreHeartbeatRequest>,
+    ) -> Answer<pdpb::StoreHeartbeatResponse> {
+        Err(no_other_store())
+    }
+
+    type RegionHeartbeatStream = BoxStream<'static, Result<pdpb::RegionHeartbeatResponse, Status>>;
+
+    async fn region_heartbeat(
+        &self,
+        _: Request<Streaming<pdpb::RegionHeartbeatRequest>>,
+    ) -> Answer<Self::RegionHeartbeatStream> {
+        Err(no_other_store())
+    }
+
+    async fn ask_batch_split(
+        &self,
+        _: Request<pdpb::AskBatchSplitRequest>,
+    ) -> Answer<pdpb::AskBatchSplitResponse> {
+        Err(no_other_store())
+    }
+
+    async fn report_batch_split(
+        &self,
+        _: Request<pdpb::ReportBatchSplitRequest>,
+    ) -> Answer<pdpb::ReportBatchSplitResponse> {
+        Err(no_other_store())
     }
 
     async fn get_region(
@@ -339,7 +399,13 @@ impl Pd for PdService {
         &self,
         request: Request<pdpb::ScatterRegionRequest>,
     ) -> Answer<pdpb::ScatterRegionResponse> {
-        self.check(request.get_ref().header.as_ref())?;
+        let request = request.into_inner();
+        self.check(request.header.as_ref())?;
+        let regions = self.shared.topology.regions();
+        let unknown = |id: &u64| !regions.iter().any(|r| r.id == *id);
+        if !request.regions_id.is_empty() && request.regions_id.iter().all(unknown) {
+            return Err(Status::unknown("region not found"));
+        }
         // One store: every region already stands where it can stand.
         Ok(Response::new(pdpb::ScatterRegionResponse {
             header: self.header(),
@@ -421,7 +487,7 @@ impl Pd for PdService {
         let regions_id = self.split(&request.split_keys)?;
         Ok(Response::new(pdpb::SplitRegionsResponse {
             header: self.header(),
-            finished_percentage: 100,
+            finished_percentage: share(&regions_id, &request.split_keys),
             regions_id,
         }))
     }
@@ -435,7 +501,7 @@ impl Pd for PdService {
         let regions_id = self.split(&request.split_keys)?;
         Ok(Response::new(pdpb::SplitAndScatterRegionsResponse {
             header: self.header(),
-            split_finished_percentage: 100,
+            split_finished_percentage: share(&regions_id, &request.split_keys),
             scatter_finished_percentage: 100,
             regions_id,
         }))

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use pitr_proto::metapb::Region;
 use tempfile::TempDir;
 
 use super::{IdAllocator, RegionIds, Store, StoreOptions};
@@ -12,12 +13,15 @@ use super::{IdAllocator, RegionIds, Store, StoreOptions};
 struct Ids(AtomicU64);
 
 impl IdAllocator for Ids {
-    fn alloc(&self) -> Result<RegionIds, String> {
-        let region = self.0.fetch_add(2, Ordering::Relaxed);
-        Ok(RegionIds {
-            region,
-            peer: region + 1,
-        })
+    fn alloc(&self, _: &Region, count: usize) -> Result<Vec<RegionIds>, String> {
+        let one = |_| {
+            let region = self.0.fetch_add(2, Ordering::Relaxed);
+            RegionIds {
+                region,
+                peer: region + 1,
+            }
+        };
+        Ok((0..count).map(one).collect())
     }
 }
 

@@ -39,8 +39,9 @@ use super::wait::WaitTable;
 
 /// Where a split takes the ids of its new regions from (PD).
 pub trait IdAllocator: Send + Sync + 'static {
-    /// Ids that were never given out before; the error is a text for the client.
-    fn alloc(&self) -> Result<RegionIds, String>;
+    /// `count` ids that were never given out before, for new regions cut from `region`; the error
+    /// is a text for the client. May take seconds: never called inside the write lock.
+    fn alloc(&self, region: &Region, count: usize) -> Result<Vec<RegionIds>, String>;
 }
 
 /// What a store is opened with.

@@ -41,16 +41,30 @@ impl Store {
         context: Option<&Context>,
         keys: impl IntoIterator<Item = Bytes>,
     ) -> Result<Vec<Region>, SplitError> {
-        let mut guard = self.lock_writes();
-        let region = self.check_context(context).map_err(SplitError::Refused)?;
         let mut keys: Vec<Bytes> = keys.into_iter().collect();
         keys.sort();
         keys.dedup();
-        let refused = |text: String| SplitError::Refused(message_only(text));
+        let region = self.splittable(context, &keys)?;
+        // PD may need seconds for the ids: writes go on meanwhile, and the region may change.
+        let ids = self.ids().alloc(&region, keys.len()).map_err(refused)?;
+        let mut guard = self.lock_writes();
+        let region = self.splittable(context, &keys)?;
+        let parts = cut(&region, &keys, &ids, self.store_id());
+        guard.apply_split(region, parts.clone())?;
+        Ok(parts)
+    }
+
+    /// The region of a context, if it can be split at these sorted keys.
+    fn splittable(
+        &self,
+        context: Option<&Context>,
+        keys: &[Bytes],
+    ) -> Result<Arc<Region>, SplitError> {
+        let region = self.check_context(context).map_err(SplitError::Refused)?;
         if keys.is_empty() {
             return Err(refused("no split key is specified".into()));
         }
-        for key in &keys {
+        for key in keys {
             if !range_of(&region).contains(key) {
                 return Err(SplitError::Refused(key_not_in_region(key, &region)));
             }
@@ -59,14 +73,7 @@ impl Store {
                 return Err(refused(text));
             }
         }
-        let ids = keys
-            .iter()
-            .map(|_| self.ids().alloc())
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(refused)?;
-        let parts = cut(&region, &keys, &ids, self.store_id());
-        guard.apply_split(region, parts.clone())?;
-        Ok(parts)
+        Ok(region)
     }
 
     /// Splits whatever regions hold the given user keys, one key at a time; a key at which a
@@ -83,6 +90,10 @@ impl Store {
         }
         Ok(())
     }
+}
+
+fn refused(text: String) -> SplitError {
+    SplitError::Refused(message_only(text))
 }
 
 /// The context that addresses a region as it is now.

@@ -34,7 +34,12 @@ async fn safe_point(system: &System, id: &'static str, ttl: i64, ts: u64) -> Min
         ErrorType::Ok
     );
     let id = String::from_utf8(answer.service_id.to_vec()).unwrap();
-    (id, answer.ttl, answer.min_safe_point)
+    // What never ends is told as the largest number less the clock.
+    let ttl = match answer.ttl {
+        ttl if ttl > i64::MAX / 2 => i64::MAX,
+        ttl => ttl,
+    };
+    (id, ttl, answer.min_safe_point)
 }
 
 fn gc_worker(ts: u64) -> Minimum {

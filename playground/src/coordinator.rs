@@ -1,0 +1,258 @@
+//! Where the store's ids, timestamps and cluster id come from: the playground's own PD, which is
+//! served here together with its etcd, or a real one. Chosen by the process assembly.
+
+use std::collections::BTreeMap;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use pitr_format::Ts;
+use pitr_proto::etcdserverpb::{
+    kv_server::KvServer, lease_server::LeaseServer, watch_server::WatchServer,
+};
+use pitr_proto::metapb;
+use pitr_proto::pdpb::pd_server::PdServer;
+use tonic::transport::Server;
+
+use crate::assembly::{MAX_MESSAGE, incoming, reachable};
+use crate::etcd::error::EtcdError;
+use crate::etcd::service::EtcdService;
+use crate::etcd::store::EtcdStore;
+use crate::etcd::watch::WatchService;
+use crate::node::PlaygroundConfig;
+use crate::pd::clock::Clock;
+use crate::pd::service::PdService;
+use crate::pd::state::{StateError, StateFile};
+use crate::pd::topology::Topology;
+use crate::pd::tso::TimestampOracle;
+use crate::realpd::{RealPd, RealPdError};
+use crate::store::{IdAllocator, RegionIds, SplitError, Store, context_of};
+
+/// Events that etcd keeps for watchers.
+const ETCD_HISTORY: usize = 10_000;
+
+/// Ids of stores that do not exist.
+const GHOST_IDS: u64 = 1 << 32;
+
+/// No timestamp can be had.
+#[derive(Debug, thiserror::Error)]
+pub enum TimestampError {
+    /// The own PD cannot write its file.
+    #[error(transparent)]
+    Own(#[from] StateError),
+    /// The real PD does not answer.
+    #[error(transparent)]
+    Real(#[from] RealPdError),
+}
+
+impl TimestampError {
+    /// What the caller can do.
+    pub fn class(&self) -> pitr_format::Class {
+        match self {
+            TimestampError::Own(error) => error.class(),
+            TimestampError::Real(error) => error.class(),
+        }
+    }
+}
+
+/// See the module.
+pub(crate) enum Coordinator {
+    Own(OwnPd),
+    Real(Arc<RealPd>),
+}
+
+/// The parts of the own PD.
+pub(crate) struct OwnPd {
+    state: Arc<StateFile>,
+    oracle: Arc<TimestampOracle>,
+    etcd: Arc<EtcdStore>,
+    clock: Clock,
+    addr: SocketAddr,
+    ghosts: u64,
+}
+
+impl Coordinator {
+    pub(crate) fn cluster_id(&self) -> u64 {
+        match self {
+            Coordinator::Own(own) => own.state.cluster_id(),
+            Coordinator::Real(real) => real.cluster_id(),
+        }
+    }
+
+    pub(crate) fn addr(&self) -> SocketAddr {
+        match self {
+            Coordinator::Own(own) => own.addr,
+            Coordinator::Real(real) => real.addr(),
+        }
+    }
+
+    pub(crate) fn timestamp(&self) -> Result<Ts, TimestampError> {
+        match self {
+            Coordinator::Own(own) => Ok(own.oracle.next(1)?),
+            Coordinator::Real(real) => Ok(real.timestamp()?),
+        }
+    }
+
+    /// Serves the own PD, or tells the real one of the store; the first error ends it.
+    pub(crate) async fn serve(
+        &self,
+        listener: Option<TcpListener>,
+        store: Arc<Store>,
+        meta: metapb::Store,
+    ) -> Result<(), String> {
+        match (self, listener) {
+            (Coordinator::Own(own), Some(listener)) => {
+                let etcd = EtcdService::new(own.etcd.clone());
+                tokio::select! {
+                    ended = own.serve(listener, store, meta) => ended,
+                    () = etcd.expire_leases() => Ok(()),
+                }
+            }
+            (Coordinator::Own(_), None) => Err("PD: no address to listen on".to_owned()),
+            (Coordinator::Real(real), _) => {
+                real.run(store).await;
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Why the own PD cannot be opened.
+pub(crate) enum OwnPdError {
+    State(StateError),
+    Etcd(EtcdError),
+}
+
+impl OwnPd {
+    pub(crate) fn open(
+        config: &PlaygroundConfig,
+        clock: Clock,
+        addr: SocketAddr,
+    ) -> Result<Self, OwnPdError> {
+        let dir = &config.data_dir;
+        let state = StateFile::open(dir, config.cluster_id).map_err(OwnPdError::State)?;
+        let state = Arc::new(state);
+        let oracle = Arc::new(TimestampOracle::new(state.clone(), clock.clone()));
+        let etcd = EtcdStore::open(dir, state.cluster_id(), ETCD_HISTORY, clock.clone())
+            .map_err(OwnPdError::Etcd)?;
+        Ok(OwnPd {
+            state,
+            oracle,
+            etcd: Arc::new(etcd),
+            clock,
+            addr,
+            ghosts: config.ghost_stores,
+        })
+    }
+
+    /// Source of the ids of split regions.
+    pub(crate) fn ids(&self) -> Arc<dyn IdAllocator> {
+        Arc::new(PdIds(self.state.clone()))
+    }
+
+    async fn serve(
+        &self,
+        listener: TcpListener,
+        store: Arc<Store>,
+        meta: metapb::Store,
+    ) -> Result<(), String> {
+        let topology = Arc::new(StoreTopology {
+            store,
+            meta,
+            clock: self.clock.clone(),
+            ghosts: self.ghosts,
+        });
+        let pd = PdService::new(
+            self.state.clone(),
+            self.oracle.clone(),
+            topology,
+            self.clock.clone(),
+            format!("http://{}", reachable(self.addr)),
+        );
+        let etcd = EtcdService::new(self.etcd.clone());
+        let watch = WatchService::new(self.etcd.clone());
+        Server::builder()
+            .add_service(PdServer::new(pd).max_decoding_message_size(MAX_MESSAGE))
+            .add_service(KvServer::new(etcd.clone()).max_decoding_message_size(MAX_MESSAGE))
+            .add_service(LeaseServer::new(etcd))
+            .add_service(WatchServer::new(watch))
+            .serve_with_incoming(incoming(listener)?)
+            .await
+            .map_err(|e| format!("PD: {e}"))
+    }
+}
+
+/// Splits take their ids from PD.
+struct PdIds(Arc<StateFile>);
+
+impl IdAllocator for PdIds {
+    fn alloc(&self, _: &metapb::Region, count: usize) -> Result<Vec<RegionIds>, String> {
+        let one = |_| {
+            let last = self.0.alloc_ids(2).map_err(|e| e.to_string())?;
+            Ok(RegionIds {
+                region: last - 1,
+                peer: last,
+            })
+        };
+        (0..count).map(one).collect()
+    }
+}
+
+/// The store as the own PD sees it.
+struct StoreTopology {
+    store: Arc<Store>,
+    meta: metapb::Store,
+    clock: Clock,
+    ghosts: u64,
+}
+
+impl Topology for StoreTopology {
+    fn store(&self) -> metapb::Store {
+        let now_ms = i64::try_from((self.clock)()).unwrap_or(0);
+        metapb::Store {
+            last_heartbeat: now_ms.saturating_mul(1_000_000),
+            ..self.meta.clone()
+        }
+    }
+
+    fn stores(&self) -> Vec<metapb::Store> {
+        let store = self.store();
+        let ghost = |n| metapb::Store {
+            id: GHOST_IDS + n,
+            address: format!("ghost-{n}:20160"),
+            ..store.clone()
+        };
+        let ghosts = (0..self.ghosts).map(ghost);
+        std::iter::once(store.clone()).chain(ghosts).collect()
+    }
+
+    fn regions(&self) -> Vec<metapb::Region> {
+        let regions = self.store.regions();
+        regions.iter().map(|r| metapb::Region::clone(r)).collect()
+    }
+
+    fn split(&self, keys: &[Bytes]) -> Result<Vec<u64>, String> {
+        // One split per region, as PD's operators do it: the parts get one version.
+        let mut wanted: BTreeMap<u64, (Arc<metapb::Region>, Vec<Bytes>)> = BTreeMap::new();
+        let regions = self.store.regions();
+        for key in keys {
+            if let Some(region) = regions.find(key)
+                && region.start_key != *key
+            {
+                let entry = wanted.entry(region.id);
+                let (_, keys) = entry.or_insert_with(|| (region.clone(), Vec::new()));
+                keys.push(key.clone());
+            }
+        }
+        let mut new = Vec::new();
+        for (id, (region, keys)) in wanted {
+            let parts = self.store.split(Some(&context_of(&region)), keys);
+            let parts = parts.map_err(|e| match e {
+                SplitError::Refused(error) => error.message,
+                other => other.to_string(),
+            })?;
+            new.extend(parts.iter().map(|p| p.id).filter(|part| *part != id));
+        }
+        Ok(new)
+    }
+}
