@@ -42,11 +42,12 @@ def parse():
     p.add_argument("--dir", default=None, help="folder for all data (default: a new one below TMPDIR)")
     p.add_argument("--files", type=int, default=60, help="files per directory that mdtest makes")
     p.add_argument("--rounds", type=int, default=3, help="mdtest rounds before the chosen ts")
+    p.add_argument("--real-pd", action="store_true", help="a pd-server beside each store (make interop-build)")
     return p.parse_args()
 
 
 def run(place, args):
-    source = Cluster(place, "source").start()
+    source = Cluster(place, "source", args.real_pd).start()
     archive = place.path("archive")
     sidecar = Sidecar(place, source, archive)
     sidecar.log_start()
@@ -78,7 +79,7 @@ def run(place, args):
     say("the store is destroyed")
     source.destroy()
 
-    target = Cluster(place, "target").start()
+    target = Cluster(place, "target", args.real_pd).start()
     report = target.restore(archive, ts)
     say(report)
     tree_after = Volume(place, target, VOLUME).tree("target")

@@ -86,22 +86,62 @@ def end(process, sig):
             process.wait()
 
 
-class Cluster:
-    """A playground: PD and TiKV in one process."""
+class RealPd:
+    """A pd-server of one member, as `make interop-build` made it."""
 
     def __init__(self, place, name):
+        self.place, self.name = place, f"{name}-pd"
+        self.client, self.peer = free_port(), free_port()
+        self.addr = f"127.0.0.1:{self.client}"
+        self.data = place.path(self.name)
+
+    def start(self):
+        program = self.place.run(ROOT / "scripts" / "interop", "path", "pd").strip()
+        client, peer = f"http://{self.addr}", f"http://127.0.0.1:{self.peer}"
+        self.process = self.place.spawn(
+            self.name, program, f"--name={self.name}", f"--data-dir={self.data}",
+            f"--client-urls={client}", f"--advertise-client-urls={client}",
+            f"--peer-urls={peer}", f"--advertise-peer-urls={peer}",
+            f"--initial-cluster={self.name}={peer}",
+        )
+        wait_until(f"PD {self.name} is healthy", 60, self.healthy)
+        return self
+
+    def healthy(self):
+        if self.process.poll() is not None:
+            raise Failure(f"PD {self.name} ended; see {self.place.path(self.name)}.log")
+        try:
+            with urllib.request.urlopen(f"http://{self.addr}/pd/api/v1/health", timeout=2) as r:
+                return all(member["health"] for member in json.load(r))
+        except OSError:
+            return False
+
+    def destroy(self):
+        end(self.process, signal.SIGKILL)
+        shutil.rmtree(self.data)
+
+
+class Cluster:
+    """A playground: PD and TiKV in one process, or TiKV alone at a real PD."""
+
+    def __init__(self, place, name, real_pd=False):
         self.place, self.name = place, name
-        self.pd = f"127.0.0.1:{free_port()}"
+        self.real_pd = RealPd(place, name) if real_pd else None
+        self.pd = self.real_pd.addr if real_pd else f"127.0.0.1:{free_port()}"
         self.store = f"127.0.0.1:{free_port()}"
         self.data = place.path(name)
 
     def start(self):
+        if self.real_pd:
+            self.real_pd.start()
         self.process = self.place.spawn(
-            self.name, TARGET / "tikv-pitr-playground",
-            "--data-dir", self.data, "--pd-addr", self.pd, "--store-addr", self.store,
+            self.name, TARGET / "tikv-pitr-playground", "--data-dir", self.data,
+            *(["--pd", f"http://{self.pd}"] if self.real_pd else ["--pd-addr", self.pd]),
+            "--store-addr", self.store,
         )
         wait_until(f"playground {self.name} serves", 30, self.answers)
-        say(f"playground {self.name}: PD {self.pd}, store {self.store}")
+        kind = "real PD" if self.real_pd else "PD"
+        say(f"playground {self.name}: {kind} {self.pd}, store {self.store}")
         return self
 
     def answers(self):
@@ -117,6 +157,8 @@ class Cluster:
     def destroy(self):
         end(self.process, signal.SIGKILL)
         shutil.rmtree(self.data)
+        if self.real_pd:
+            self.real_pd.destroy()
 
     def scan_digest(self, ts):
         out = self.place.tikv_pitr("verify", "scan", "-u", self.pd, "--at", ts, "--json")

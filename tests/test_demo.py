@@ -28,6 +28,16 @@ class Demo(unittest.TestCase):
             self.assertRegex(restored, r"^restored to: \d{18}$")
             self.assertEqual(equal, "equal: yes")
 
+    def test_a_small_demo_on_a_real_pd_restores_an_equal_store(self):
+        built = subprocess.run([ROOT / "scripts" / "interop", "path", "pd"], capture_output=True, text=True)
+        if built.returncode != 0 and not os.environ.get("CI"):
+            self.skipTest(built.stderr.strip())
+        with tempfile.TemporaryDirectory() as folder:
+            done = demo("--dir", folder, "--files", "3", "--rounds", "1", "--real-pd")
+            self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+            self.assertIn("real PD", done.stdout)
+            self.assertEqual(done.stdout.splitlines()[-1], "equal: yes")
+
     def test_a_demo_whose_client_is_missing_fails(self):
         with tempfile.TemporaryDirectory() as folder:
             done = demo("--dir", folder, PITR_VENV="/nonexistent")

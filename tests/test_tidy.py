@@ -10,8 +10,8 @@ LONGEST_FILE = 800
 MEDIAN_FILE = 150
 # A panic in disguise: on data from outside it would end the daemon.
 PANICS = re.compile(r"\.unwrap\(\)|\bpanic!\(|\btodo!\(|\bunimplemented!\(")
-# The simulation and the fuzz targets are tests by what they do.
-TEST_FOLDERS = {"tests", "sim", "fuzz"}
+# The simulation, the fuzz targets and the real peers are tests by what they do.
+TEST_FOLDERS = {"tests", "sim", "fuzz", "interop"}
 VAGUE = {"utils.rs", "util.rs", "common.rs", "helpers.rs", "misc.rs"}
 
 

@@ -13,7 +13,10 @@ mod it {
     mod import_transcript;
     mod kv_transcript;
     mod pd_rules;
+    #[path = "../../../interop/pd_servers.rs"]
+    mod pd_servers;
     mod raw;
+    mod real_pd;
     mod register_rules;
     mod resolved_ts;
     mod subscriber;

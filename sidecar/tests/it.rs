@@ -8,6 +8,10 @@ mod archives;
 mod command;
 #[path = "it/pauses.rs"]
 mod pauses;
+#[path = "../../interop/pd_servers.rs"]
+mod pd_servers;
+#[path = "it/real_pd/mod.rs"]
+mod real_pd;
 #[path = "it/refusals.rs"]
 mod refusals;
 #[path = "it/rounds/mod.rs"]

@@ -7,12 +7,14 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use pitr_cluster::pd::{PdClient, Region};
+use pitr_cluster::pd::{PdClient, PdOptions, Region};
 use pitr_format::{EncodedKey, Ts};
 use pitr_playground::{Playground, PlaygroundConfig};
-use pitr_proto::kvrpcpb::{self, CommitRequest, Context, Mutation, Op, PrewriteRequest};
+use pitr_proto::errorpb;
+use pitr_proto::kvrpcpb::{CommitRequest, Context, Mutation, Op, PrewriteRequest};
 use pitr_proto::tikvpb::tikv_client::TikvClient;
 use tempfile::TempDir;
+use tonic::transport::Channel;
 
 use crate::command::{Ran, tikv_pitr};
 
@@ -22,12 +24,19 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// A cluster that goes away with this.
 pub struct Cluster {
     pub playground: Playground,
+    /// URLs of the real PD, if the store is at one.
+    real_pd: Vec<String>,
     _dir: TempDir,
 }
 
 impl Cluster {
     pub fn start() -> Self {
         Self::start_with(|_| {})
+    }
+
+    /// A store that registers at a real PD.
+    pub fn at(real_pd: Vec<String>) -> Self {
+        Self::start_with(|config| config.real_pd = real_pd)
     }
 
     /// A cluster of another kind.
@@ -38,14 +47,24 @@ impl Cluster {
             ..PlaygroundConfig::new(dir.path().join("data"))
         };
         change(&mut config);
+        let real_pd = config.real_pd.clone();
         Cluster {
             playground: Playground::start(config).unwrap(),
+            real_pd,
             _dir: dir,
         }
     }
 
+    /// Every end point of PD.
+    pub fn pds(&self) -> Vec<String> {
+        match &self.real_pd[..] {
+            [] => vec![self.playground.pd_addr().to_string()],
+            urls => urls.to_vec(),
+        }
+    }
+
     pub fn pd(&self) -> String {
-        self.playground.pd_addr().to_string()
+        self.pds().join(",")
     }
 
     /// Runs a verb that takes `-u`.
@@ -109,8 +128,13 @@ impl Client {
             .enable_all()
             .build()
             .unwrap();
+        // Longer than any election: a client that writes through one must not give up.
+        let options = PdOptions {
+            deadline: PATIENCE,
+            ..PdOptions::default()
+        };
         let pd = runtime
-            .block_on(PdClient::connect(&[cluster.pd()]))
+            .block_on(PdClient::connect_with(&cluster.pds(), options))
             .unwrap();
         Client {
             pd,
@@ -153,21 +177,25 @@ impl Client {
         self.runtime.block_on(async {
             let mut stub = TikvClient::connect(self.store.clone()).await.unwrap();
             for (key, value) in pairs {
-                let encoded = EncodedKey::encode(key.as_bytes());
-                let region = self.pd.region_of(encoded.as_bytes()).await.unwrap();
-                let context = context(&region);
-                self.one(&mut stub, context, key, value.as_deref()).await;
+                self.one(&mut stub, key, value.as_deref()).await;
             }
         });
     }
 
-    async fn one(
-        &self,
-        stub: &mut TikvClient<tonic::transport::Channel>,
-        context: Context,
-        key: &str,
-        value: Option<&[u8]>,
-    ) {
+    /// The region of a key; a PD that has just started knows no leader of it for a while.
+    async fn region(&self, key: &[u8]) -> Region {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            match self.pd.region_of(key).await {
+                Ok(region) if region.leader.is_some() => return region,
+                other => assert!(Instant::now() < end, "{other:?}"),
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    async fn one(&self, stub: &mut TikvClient<Channel>, key: &str, value: Option<&[u8]>) {
+        let encoded = EncodedKey::encode(key.as_bytes());
         let key = Bytes::copy_from_slice(key.as_bytes());
         let start = self.pd.tso().await.unwrap();
         let mutation = Mutation {
@@ -176,25 +204,55 @@ impl Client {
             value: value.map(Bytes::copy_from_slice).unwrap_or_default(),
             ..Mutation::default()
         };
-        let prewrite = PrewriteRequest {
-            context: Some(context.clone()),
+        let mut prewrite = PrewriteRequest {
             mutations: vec![mutation],
             primary_lock: key.clone(),
             start_version: start.get(),
             lock_ttl: 3000,
             ..PrewriteRequest::default()
         };
-        let answer = stub.kv_prewrite(prewrite).await.unwrap().into_inner();
-        assert_eq!((answer.region_error, answer.errors.len()), (None, 0));
-        let commit = CommitRequest {
-            context: Some(context),
+        let retries = Retries::default();
+        loop {
+            prewrite.context = Some(context(&self.region(encoded.as_bytes()).await));
+            let answer = stub.kv_prewrite(prewrite.clone()).await.unwrap();
+            let answer = answer.into_inner();
+            assert_eq!(answer.errors.len(), 0, "{:?}", answer.errors);
+            if answer.region_error.is_none() {
+                break;
+            }
+            retries.wait(answer.region_error).await;
+        }
+        let mut commit = CommitRequest {
             keys: vec![key],
             start_version: start.get(),
             commit_version: self.pd.tso().await.unwrap().get(),
             ..CommitRequest::default()
         };
-        let answer: kvrpcpb::CommitResponse = stub.kv_commit(commit).await.unwrap().into_inner();
-        assert_eq!((answer.region_error, answer.error), (None, None));
+        loop {
+            commit.context = Some(context(&self.region(encoded.as_bytes()).await));
+            let answer = stub.kv_commit(commit.clone()).await.unwrap().into_inner();
+            assert_eq!(answer.error, None);
+            if answer.region_error.is_none() {
+                break;
+            }
+            retries.wait(answer.region_error).await;
+        }
+    }
+}
+
+/// A region that split is asked for again, until PD knows of the split.
+struct Retries(Instant);
+
+impl Default for Retries {
+    fn default() -> Self {
+        Retries(Instant::now() + PATIENCE)
+    }
+}
+
+impl Retries {
+    async fn wait(&self, error: Option<errorpb::Error>) {
+        assert!(Instant::now() < self.0, "{error:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 
@@ -249,9 +307,9 @@ impl Sidecar {
             .unwrap();
         let config = dir.path().join("sidecar.toml");
         let text = format!(
-            "pd-endpoints = [\"{}\"]\nstore-address = \"{}\"\nstatus-addr = \"{free}\"\n\
+            "pd-endpoints = {:?}\nstore-address = \"{}\"\nstatus-addr = \"{free}\"\n\
              {lines}\n[log-backup]\nmax-flush-interval = \"1s\"\n",
-            cluster.pd(),
+            cluster.pds(),
             cluster.playground.store_addr(),
         );
         std::fs::write(&config, text).unwrap();

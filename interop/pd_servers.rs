@@ -1,0 +1,234 @@
+//! Real PD servers of a test's own: one to three members on free loopback ports, in a temporary
+//! folder with their logs. Included by the test binaries of `playground` and `sidecar`.
+//!
+//! They are killed when the test ends, also by a panic; then the folder stays and is named.
+#![allow(dead_code, reason = "each test binary uses its part")]
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The program, as `make interop-build` made it. Without it the test says so and is left out, but
+/// in CI that is a failure.
+pub fn pd_server() -> Option<PathBuf> {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/interop");
+    let asked = Command::new(&script).args(["path", "pd"]).output().unwrap();
+    if asked.status.success() {
+        let path = String::from_utf8(asked.stdout).unwrap();
+        return Some(PathBuf::from(path.trim()));
+    }
+    let reason = String::from_utf8_lossy(&asked.stderr).trim().to_owned();
+    assert!(
+        std::env::var_os("CI").is_none_or(|ci| ci.is_empty()),
+        "CI needs the real PD: {reason}"
+    );
+    eprintln!("skipped, no real PD: {reason}");
+    None
+}
+
+struct Member {
+    name: String,
+    client: u16,
+    peer: u16,
+    child: Option<Child>,
+}
+
+/// See the module.
+pub struct PdServers {
+    program: PathBuf,
+    members: Vec<Member>,
+    dir: Option<TempDir>,
+}
+
+impl PdServers {
+    /// Starts a new cluster and waits until every member is healthy; `None` without the program.
+    pub fn start(count: usize) -> Option<PdServers> {
+        let program = pd_server()?;
+        // All at once, so that no port is given twice.
+        let free: Vec<_> = (0..count * 2)
+            .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
+            .collect();
+        let port = |at: usize| free[at].local_addr().unwrap().port();
+        let members = (0..count).map(|i| Member {
+            name: format!("pd{}", i + 1),
+            client: port(2 * i),
+            peer: port(2 * i + 1),
+            child: None,
+        });
+        let mut servers = PdServers {
+            program,
+            members: members.collect(),
+            dir: Some(tempfile::tempdir().unwrap()),
+        };
+        drop(free);
+        // With PD's default of three replicas a region of one store counts as sick, and PD splits none.
+        let config = servers.dir.as_ref().unwrap().path().join("pd.toml");
+        std::fs::write(config, "[replication]\nmax-replicas = 1\n").unwrap();
+        (0..count).for_each(|i| servers.spawn(i));
+        servers.wait_healthy();
+        Some(servers)
+    }
+
+    /// Client URLs of all members.
+    pub fn urls(&self) -> Vec<String> {
+        self.members.iter().map(Member::url).collect()
+    }
+
+    /// Index of the leader, as a living member knows it; waits for an election.
+    pub fn leader(&self) -> usize {
+        let found = || {
+            let alive = self.members.iter().find(|m| m.child.is_some())?;
+            let name = get(alive.client, "/pd/api/v1/leader")?["name"]
+                .as_str()?
+                .to_owned();
+            let at = self.members.iter().position(|m| m.name == name)?;
+            self.members[at].child.is_some().then_some(at)
+        };
+        wait("PD has a leader", found)
+    }
+
+    /// Ends a member by a signal (`-TERM`, `-KILL`) and waits until it is gone.
+    pub fn end(&mut self, index: usize, signal: &str) {
+        let mut child = self.members[index].child.take().unwrap();
+        let id = child.id().to_string();
+        assert!(
+            Command::new("kill")
+                .args([signal, &id])
+                .status()
+                .unwrap()
+                .success()
+        );
+        child.wait().unwrap();
+    }
+
+    /// Starts a member that was ended, and waits until all are healthy.
+    pub fn restart(&mut self, index: usize) {
+        self.spawn(index);
+        self.wait_healthy();
+    }
+
+    /// Every member calls itself and the others healthy.
+    pub fn wait_healthy(&self) {
+        for member in &self.members {
+            wait(&format!("{} is healthy", member.name), || {
+                let answer = get(member.client, "/pd/api/v1/health")?;
+                let all = answer.as_array()?;
+                let healthy = all.iter().filter(|m| m["health"] == true).count();
+                (healthy == self.members.len()).then_some(())
+            });
+        }
+    }
+
+    /// A page of PD's HTTP interface at the leader.
+    pub fn page(&self, path: &str) -> Value {
+        let leader = self.leader();
+        get(self.members[leader].client, path).unwrap_or_default()
+    }
+
+    /// Drops etcd's history before a revision, through its JSON gateway.
+    pub fn compact(&self, revision: i64) {
+        let body = format!("{{\"revision\": \"{revision}\", \"physical\": true}}");
+        let head = format!(
+            "POST /v3/kv/compaction HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: {}",
+            body.len()
+        );
+        let port = self.members[self.leader()].client;
+        let answer = http(port, &format!("{head}\r\n\r\n{body}"));
+        assert!(answer.is_some_and(|a| a["header"].is_object()));
+    }
+
+    fn spawn(&mut self, index: usize) {
+        let dir = self.dir.as_ref().unwrap().path();
+        let cluster: Vec<_> = self
+            .members
+            .iter()
+            .map(|m| format!("{}=http://127.0.0.1:{}", m.name, m.peer))
+            .collect();
+        let member = &self.members[index];
+        let (client, peer) = (member.url(), format!("http://127.0.0.1:{}", member.peer));
+        let path = |suffix: &str| {
+            dir.join(format!("{}{suffix}", member.name))
+                .display()
+                .to_string()
+        };
+        let output = File::options()
+            .create(true)
+            .append(true)
+            .open(path(".out"))
+            .unwrap();
+        let child = Command::new(&self.program)
+            .args([
+                format!("--name={}", member.name),
+                format!("--config={}", dir.join("pd.toml").display()),
+                format!("--data-dir={}", path("")),
+                format!("--client-urls={client}"),
+                format!("--advertise-client-urls={client}"),
+                format!("--peer-urls={peer}"),
+                format!("--advertise-peer-urls={peer}"),
+                format!("--initial-cluster={}", cluster.join(",")),
+                format!("--log-file={}", path(".log")),
+            ])
+            .stdin(Stdio::null())
+            .stdout(output.try_clone().unwrap())
+            .stderr(output)
+            .spawn()
+            .unwrap();
+        self.members[index].child = Some(child);
+    }
+}
+
+impl Member {
+    fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.client)
+    }
+}
+
+impl Drop for PdServers {
+    fn drop(&mut self) {
+        for child in self.members.iter_mut().filter_map(|m| m.child.as_mut()) {
+            // It may have ended by itself.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        if std::thread::panicking()
+            && let Some(dir) = self.dir.take()
+        {
+            eprintln!("logs of PD are kept in {}", dir.keep().display());
+        }
+    }
+}
+
+fn wait<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < end, "{what}: not within {PATIENCE:?}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+fn get(port: u16, path: &str) -> Option<Value> {
+    http(port, &format!("GET {path} HTTP/1.0\r\n\r\n"))
+}
+
+/// The JSON of an answer with status 200. HTTP/1.0, so that the answer is one piece.
+fn http(port: u16, request: &str) -> Option<Value> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(3))).ok()?;
+    stream.write_all(request.as_bytes()).ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    let (head, body) = answer.split_once("\r\n\r\n")?;
+    head.split(' ').nth(1).filter(|code| *code == "200")?;
+    serde_json::from_str(body).ok()
+}
