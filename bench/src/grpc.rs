@@ -10,6 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
+use pitr_budget::MemoryBudget;
 use pitr_cluster::cdc::{CdcClient, CdcEvent, CdcOptions, SubId, Subscription};
 use pitr_format::{EncodedRange, Ts};
 use pitr_observer::{ObserverConfig, SourceEvent};
@@ -130,9 +131,9 @@ fn subscribe(address: &str) -> Result<(CdcClient, pitr_cluster::cdc::CdcEvents)>
     let options = CdcOptions {
         queue_limit: 2 << 30,
         prewrite_limit: 2 << 30,
-        ..CdcOptions::default()
+        ..CdcOptions::new(MemoryBudget::new(8 << 30), None)
     };
-    let (client, events) = CdcClient::start(1, address, options)?;
+    let (client, events) = CdcClient::start(1, address, options);
     let wanted: Arc<[EncodedRange]> = Arc::from([EncodedRange::ALL]);
     for id in 1..=REGIONS {
         let range = region(id).range;

@@ -165,10 +165,7 @@ impl WriteRecord {
             out.extend_from_slice(&ts.get().to_be_bytes());
             varint::append(versions, &mut out);
         }
-        if self.txn_source != 0 {
-            out.push(TAG_TXN_SOURCE);
-            varint::append(self.txn_source, &mut out);
-        }
+        append_source(self.txn_source, &mut out);
         out.into()
     }
 }
@@ -250,6 +247,38 @@ impl<'a> WriteView<'a> {
             last_change: self.last_change,
             txn_source: self.txn_source,
         }
+    }
+}
+
+/// Appends the record of a put as [`WriteRecord::to_bytes`] makes it, without an allocation of its
+/// own; `short_value` is `None` when the value is in `default`, `txn_source` 0 when not recorded.
+///
+/// # Panics
+///
+/// As [`WriteRecord::to_bytes`].
+pub fn append_put(start_ts: Ts, short_value: Option<&[u8]>, txn_source: u64, out: &mut Vec<u8>) {
+    out.push(WriteType::Put.as_byte());
+    varint::append(start_ts.get(), out);
+    if let Some(value) = short_value {
+        assert!(value.len() <= SHORT_VALUE_MAX_LEN, "value is not short");
+        out.push(TAG_SHORT_VALUE);
+        out.push(value.len() as u8);
+        out.extend_from_slice(value);
+    }
+    append_source(txn_source, out);
+}
+
+/// Appends the record of a delete of the user key, as [`append_put`].
+pub fn append_delete(start_ts: Ts, txn_source: u64, out: &mut Vec<u8>) {
+    out.push(WriteType::Delete.as_byte());
+    varint::append(start_ts.get(), out);
+    append_source(txn_source, out);
+}
+
+fn append_source(txn_source: u64, out: &mut Vec<u8>) {
+    if txn_source != 0 {
+        out.push(TAG_TXN_SOURCE);
+        varint::append(txn_source, out);
     }
 }
 
@@ -365,6 +394,26 @@ mod tests {
             refused("50ffffffffffffffffff7f"),
             WriteError::Overflow { field: "start ts" }
         );
+    }
+
+    #[test]
+    fn appending_gives_the_bytes_of_the_record() {
+        for (value, txn_source) in [(None, 0), (Some(&b""[..]), 0), (Some(&[7; 255][..]), 300)] {
+            let mut out = b"before".to_vec();
+            append_put(START, value, txn_source, &mut out);
+            let record = WriteRecord {
+                txn_source,
+                ..WriteRecord::put(START, value.map(Bytes::copy_from_slice))
+            };
+            assert_eq!(out[6..], record.to_bytes());
+            out.clear();
+            append_delete(START, txn_source, &mut out);
+            let record = WriteRecord {
+                txn_source,
+                ..WriteRecord::delete(START)
+            };
+            assert_eq!(out, record.to_bytes());
+        }
     }
 
     fn any_record() -> impl Strategy<Value = WriteRecord> {

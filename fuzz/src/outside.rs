@@ -3,18 +3,16 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use pitr_cluster::cdc::{Feed, SubId, Subscription};
+use pitr_cluster::cdc::{CdcOptions, Feed, SubId, Subscription};
 use pitr_cluster::tasks::keys;
 use pitr_format::{EncodedRange, Ts};
-use pitr_proto::cdcpb::ChangeDataEvent;
 use pitr_proto::metapb::{Region, RegionEpoch};
 use pitr_storage::Location;
-use prost::Message;
 
 /// Messages of a change stream, each with its length (u16, little endian) in front. Three regions
 /// are subscribed, as in the recorded streams.
 pub fn change_data(data: &[u8]) {
-    let mut feed = Feed::new(7);
+    let mut feed = Feed::new(7, &CdcOptions::default());
     for id in 1..=3u64 {
         feed.subscribe(Subscription {
             id: SubId(id),
@@ -34,8 +32,12 @@ pub fn change_data(data: &[u8]) {
     let mut events = Vec::new();
     let mut rest = data;
     while let Some((message, after)) = message(rest) {
-        if let Ok(message) = ChangeDataEvent::decode(Bytes::copy_from_slice(message)) {
-            feed.on_message(message, &mut events);
+        // What is no message ends the stream.
+        if feed
+            .on_message(&Bytes::copy_from_slice(message), &mut events)
+            .is_err()
+        {
+            break;
         }
         events.clear();
         rest = after;

@@ -1,26 +1,32 @@
 //! The task that owns the gRPC stream: commands in, messages out to the feed, events into the
 //! queue. It waits for the network and for commands only, never for the reader of the events.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
-use pitr_proto::cdcpb::change_data_client::ChangeDataClient;
-use pitr_proto::cdcpb::{ChangeDataEvent, ChangeDataRequest};
+use bytes::Bytes;
+use pitr_proto::cdcpb::ChangeDataRequest;
 use tokio::sync::mpsc;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Duration, Instant, sleep, sleep_until, timeout};
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::client::Grpc;
+use tonic::codegen::http::uri::PathAndQuery;
 use tonic::metadata::MetadataValue;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status, Streaming};
 
-use super::client::Gauges;
-use super::queue::EventQueue;
+use super::client::{Address, Gauges};
+use super::queue::{EventQueue, charge};
+use super::wire::RawCodec;
 use super::{CdcEvent, CdcOptions, EndKind, EndReason, Feed, SubId, Subscription};
 use crate::backoff::Backoff;
-use crate::net::describe;
+use crate::net::{describe, store_channel};
 
+const METHOD: &str = "/cdcpb.ChangeData/EventFeedV2";
+/// How often it is looked for room in the budget.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// How long it may take to learn the store's address.
+const ASK: Duration = Duration::from_secs(5);
 /// The store sends events far above tonic's default of 4 MiB.
 const MAX_MESSAGE: usize = 256 << 20;
 /// Requests between us and the transport.
@@ -32,12 +38,16 @@ pub(super) enum Command {
 }
 
 pub(super) struct Driver {
-    channel: Channel,
+    address: Address,
     options: CdcOptions,
     commands: mpsc::Receiver<Command>,
     queue: Arc<EventQueue>,
     gauges: Arc<Gauges>,
     feed: Feed,
+    /// What a step of the feed gave.
+    events: Vec<CdcEvent>,
+    /// Who was given back since that step.
+    gone: Vec<SubId>,
 }
 
 /// Why the stream's loop stopped.
@@ -50,19 +60,21 @@ enum Stop {
 impl Driver {
     pub fn new(
         cluster_id: u64,
-        channel: Channel,
+        address: Address,
         options: CdcOptions,
         commands: mpsc::Receiver<Command>,
         queue: Arc<EventQueue>,
         gauges: Arc<Gauges>,
     ) -> Self {
         Driver {
-            channel,
+            feed: Feed::new(cluster_id, &options),
+            events: Vec::new(),
+            gone: Vec::new(),
+            address,
             options,
             commands,
             queue,
             gauges,
-            feed: Feed::new(cluster_id),
         }
     }
 
@@ -82,13 +94,19 @@ impl Driver {
             let subs = self.feed.disconnect();
             self.measure();
             tracing::info!(%reason, subscriptions = subs.len(), "change stream ended");
-            self.queue.push(CdcEvent::Disconnected { subs, reason });
+            self.tell(CdcEvent::Disconnected { subs, reason });
             sleep(backoff.next_delay()).await;
         }
         self.queue.close();
     }
 
+    /// One stream from its call to its end. Commands are obeyed and registers sent while the call
+    /// waits for its first answer, so that a region whose scan starts late holds up no other.
     async fn stream(&mut self, backoff: &mut Backoff) -> Stop {
+        let channel = match self.connect().await {
+            Ok(channel) => channel,
+            Err(reason) => return Stop::Broken(reason),
+        };
         let (requests, receiver) = mpsc::channel(REQUESTS);
         // Into the stream before the call: the store answers nothing, not even headers, until
         // the first request is there.
@@ -100,23 +118,29 @@ impl Driver {
                 break;
             }
         }
-        let mut answers = match self.open(receiver).await {
-            Ok(answers) => answers,
-            Err(reason) => return Stop::Broken(reason),
-        };
+        let call = open(channel, receiver);
+        tokio::pin!(call);
+        let mut answers: Option<Streaming<Bytes>> = None;
+        let give_up = Instant::now() + self.options.first_answer;
         loop {
             tokio::select! {
-                message = answers.message() => match message {
-                    Ok(Some(message)) => {
-                        backoff.reset();
-                        self.deliver(message);
-                    }
-                    Ok(None) => {
-                        let text = "the store ended the stream";
-                        return Stop::Broken(EndReason::new(EndKind::Stream, text));
-                    }
+                opened = &mut call, if answers.is_none() => match opened {
+                    Ok(opened) => answers = Some(opened),
                     Err(status) => return Stop::Broken(end_of(&status)),
                 },
+                message = next_message(&mut answers), if answers.is_some() => match message {
+                    Ok(Some(message)) => {
+                        backoff.reset();
+                        if let Err(reason) = self.deliver(&message).await {
+                            return Stop::Broken(reason);
+                        }
+                    }
+                    Ok(None) => return broken("the store ended the stream"),
+                    Err(status) => return Stop::Broken(end_of(&status)),
+                },
+                () = sleep_until(give_up), if answers.is_none() => {
+                    return broken(&format!("no answer within {:?}", self.options.first_answer));
+                }
                 command = self.commands.recv() => match command {
                     Some(command) => self.obey(command),
                     None => return Stop::Closed,
@@ -127,34 +151,20 @@ impl Driver {
                             permit.send(request);
                         }
                     }
-                    Err(_) => {
-                        let text = "the request half of the stream closed";
-                        return Stop::Broken(EndReason::new(EndKind::Stream, text));
-                    }
+                    // The call's own end says why.
+                    Err(_) if answers.is_none() => sleep(Duration::from_millis(10)).await,
+                    Err(_) => return broken("the request half of the stream closed"),
                 },
             }
         }
     }
 
-    async fn open(
-        &self,
-        requests: mpsc::Receiver<ChangeDataRequest>,
-    ) -> Result<Streaming<ChangeDataEvent>, EndReason> {
-        let mut request = Request::new(ReceiverStream::new(requests));
-        request.metadata_mut().insert(
-            "features",
-            MetadataValue::from_static("stream-multiplexing"),
-        );
-        let mut stub =
-            ChangeDataClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE);
-        match timeout(self.options.first_answer, stub.event_feed_v2(request)).await {
-            Ok(Ok(answers)) => Ok(answers.into_inner()),
-            Ok(Err(status)) => Err(end_of(&status)),
-            Err(_) => Err(EndReason::new(
-                EndKind::Stream,
-                format!("no answer within {:?}", self.options.first_answer),
-            )),
-        }
+    /// A channel to where the store is now; it dials with the first call.
+    async fn connect(&self) -> Result<Channel, EndReason> {
+        let unknown = |text: String| EndReason::new(EndKind::Stream, text);
+        let address = timeout(ASK, self.address.ask()).await;
+        let address = address.map_err(|_| unknown("the store's address is not known".into()))?;
+        store_channel(&address).map_err(|error| unknown(format!("store {error}")))
     }
 
     fn obey(&mut self, command: Command) {
@@ -172,36 +182,100 @@ impl Driver {
         self.measure();
     }
 
-    /// Never waits: what does not fit ends subscriptions.
-    fn deliver(&mut self, message: ChangeDataEvent) {
-        let mut events = Vec::new();
-        self.feed.on_message(message, &mut events);
-        let mut given_back = BTreeSet::new();
-        for event in events {
-            let Some(event) = without(event, &given_back) else {
-                continue;
-            };
-            for victim in self.queue.push(event) {
-                self.give_back(victim, "the queue of events is full");
-                given_back.insert(victim);
+    /// Takes a message, tells all that it means.
+    async fn deliver(&mut self, message: &Bytes) -> Result<(), EndReason> {
+        let taken = self.feed.take(message);
+        taken.map_err(|error| EndReason::new(EndKind::Stream, error.to_string()))?;
+        loop {
+            let mut events = std::mem::take(&mut self.events);
+            let more = self.feed.step(&mut events);
+            self.gone.clear();
+            for event in events.drain(..) {
+                self.push(event).await;
+            }
+            self.events = events;
+            if !more {
+                break;
             }
         }
-        while self.feed.memory() > self.options.prewrite_limit {
-            let Some(victim) = self.feed.newest_with_memory() else {
-                break;
-            };
-            self.give_back(victim, "unfinished transactions take too much memory");
-        }
         self.measure();
+        Ok(())
     }
 
-    fn give_back(&mut self, victim: SubId, why: &str) {
+    /// Queues an event. If there is no room for records, it waits a little for the user, and then
+    /// gives subscriptions back until there is.
+    async fn push(&mut self, event: CdcEvent) {
+        let Some(mut event) = self.without_gone(event) else {
+            return;
+        };
+        let mut until = Instant::now() + self.options.patience;
+        let mut taken = self.queue.taken();
+        loop {
+            event = match self.queue.try_push(event) {
+                Ok(()) => return,
+                Err(event) => event,
+            };
+            if self.drained(until).await {
+                continue;
+            }
+            let CdcEvent::Records { sub, .. } = &event else {
+                return;
+            };
+            let (sub, moves) = (*sub, self.queue.taken() != taken);
+            let victim = self.queue.victim(sub, charge(&event));
+            // The last one that holds anything would come back with the same: as long as the user
+            // takes something it goes on at the user's pace.
+            if !(moves && victim == sub && self.queue.holds_alone(sub)) {
+                self.give_back(victim);
+                if victim == sub {
+                    return;
+                }
+            }
+            until = Instant::now() + self.options.patience;
+            taken = self.queue.taken();
+        }
+    }
+
+    /// Waits until something may have become free; false at `until`.
+    async fn drained(&self, until: Instant) -> bool {
+        let now = Instant::now();
+        tokio::select! {
+            () = self.queue.drained().notified() => {}
+            // Room in the budget is not always told.
+            () = sleep_until(until.min(now + LOOK_AGAIN)) => {}
+        }
+        now < until
+    }
+
+    fn give_back(&mut self, victim: SubId) {
+        self.queue.purge(victim);
         if self.feed.unsubscribe(victim) {
-            let reason = EndReason::new(EndKind::Overrun, why);
-            self.queue.push(CdcEvent::Ended {
-                sub: victim,
-                reason,
-            });
+            self.gone.push(victim);
+            let text = "memory and disk for changes that wait are full";
+            let reason = EndReason::new(EndKind::Overrun, text);
+            let sub = victim;
+            self.tell(CdcEvent::Ended { sub, reason });
+        }
+    }
+
+    /// Queues what always fits.
+    fn tell(&self, event: CdcEvent) {
+        // Only records come back.
+        let _ = self.queue.try_push(event);
+    }
+
+    /// The event without those that were given back after it was made: their ends are queued
+    /// already, and rows that were dropped must not be followed by a resolved ts.
+    fn without_gone(&self, mut event: CdcEvent) -> Option<CdcEvent> {
+        match &mut event {
+            CdcEvent::Resolved { subs, .. } => {
+                subs.retain(|sub| !self.gone.contains(sub));
+                (!subs.is_empty()).then_some(event)
+            }
+            CdcEvent::Records { sub, .. }
+            | CdcEvent::Initialized { sub }
+            | CdcEvent::Ended { sub, .. } => (!self.gone.contains(sub)).then_some(event),
+            CdcEvent::Disconnected { .. } => Some(event),
         }
     }
 
@@ -213,22 +287,50 @@ impl Driver {
         gauges
             .prewrite_bytes
             .store(self.feed.memory(), Ordering::Relaxed);
+        gauges
+            .unfinished_bytes
+            .store(self.feed.held(), Ordering::Relaxed);
     }
 }
 
-/// The event without the subscriptions that gave way earlier in the same message: their ends are
-/// queued already, and a row that was dropped must not be followed by a resolved ts.
-fn without(mut event: CdcEvent, gone: &BTreeSet<SubId>) -> Option<CdcEvent> {
-    match &mut event {
-        CdcEvent::Resolved { subs, .. } => {
-            subs.retain(|sub| !gone.contains(sub));
-            (!subs.is_empty()).then_some(event)
-        }
-        CdcEvent::Records { sub, .. }
-        | CdcEvent::Initialized { sub }
-        | CdcEvent::Ended { sub, .. } => (!gone.contains(sub)).then_some(event),
-        CdcEvent::Disconnected { .. } => Some(event),
+async fn open(
+    channel: Channel,
+    requests: mpsc::Receiver<ChangeDataRequest>,
+) -> Result<Streaming<Bytes>, Status> {
+    let mut grpc = Grpc::new(channel).max_decoding_message_size(MAX_MESSAGE);
+    let ready = grpc.ready().await;
+    ready.map_err(|error| Status::unavailable(error_chain(&error)))?;
+    let mut request = Request::new(ReceiverStream::new(requests));
+    request.metadata_mut().insert(
+        "features",
+        MetadataValue::from_static("stream-multiplexing"),
+    );
+    let path = PathAndQuery::from_static(METHOD);
+    let answer = grpc.streaming(request, path, RawCodec).await?;
+    Ok(answer.into_inner())
+}
+
+/// The next message of a stream that is open.
+async fn next_message(answers: &mut Option<Streaming<Bytes>>) -> Result<Option<Bytes>, Status> {
+    match answers {
+        Some(answers) => answers.message().await,
+        None => std::future::pending().await,
     }
+}
+
+fn error_chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+fn broken(text: &str) -> Stop {
+    Stop::Broken(EndReason::new(EndKind::Stream, text))
 }
 
 fn end_of(status: &Status) -> EndReason {

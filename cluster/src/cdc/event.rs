@@ -8,7 +8,7 @@ use std::time::Duration;
 use pitr_format::{Class, KvRecord, Ts};
 use pitr_proto::{cdcpb, metapb};
 
-use super::MatchError;
+use super::matcher::MatchError;
 
 /// One subscription of one region, from register to end. Chosen by the user, rising: the newest
 /// one is the first to be given back when memory is short.
@@ -76,12 +76,54 @@ pub enum EndKind {
     ClusterIdMismatch,
     /// An error of a kind this client does not know.
     Unknown,
-    /// The rows do not fit together; see [`MatchError`].
+    /// The rows do not fit together.
     Mismatch,
-    /// Given back because our memory is short.
+    /// Given back because the reader of the events does not keep up: memory and disk for them are
+    /// full.
     Overrun,
+    /// Given back because the rows of unfinished transactions fit neither into memory nor onto
+    /// disk.
+    LargeTransaction,
     /// The stream broke.
     Stream,
+}
+
+impl EndKind {
+    /// Every kind, in the order of declaration.
+    pub const ALL: [EndKind; 13] = [
+        EndKind::NotLeader,
+        EndKind::EpochNotMatch,
+        EndKind::RegionNotFound,
+        EndKind::ServerIsBusy,
+        EndKind::Congested,
+        EndKind::DuplicateRequest,
+        EndKind::Incompatible,
+        EndKind::ClusterIdMismatch,
+        EndKind::Unknown,
+        EndKind::Mismatch,
+        EndKind::Overrun,
+        EndKind::LargeTransaction,
+        EndKind::Stream,
+    ];
+
+    /// Name in metrics and status pages.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            EndKind::NotLeader => "not_leader",
+            EndKind::EpochNotMatch => "epoch_not_match",
+            EndKind::RegionNotFound => "region_not_found",
+            EndKind::ServerIsBusy => "server_is_busy",
+            EndKind::Congested => "congested",
+            EndKind::DuplicateRequest => "duplicate_request",
+            EndKind::Incompatible => "incompatible",
+            EndKind::ClusterIdMismatch => "cluster_id_mismatch",
+            EndKind::Unknown => "unknown",
+            EndKind::Mismatch => "mismatch",
+            EndKind::Overrun => "overrun",
+            EndKind::LargeTransaction => "large_transaction",
+            EndKind::Stream => "stream",
+        }
+    }
 }
 
 /// Why a subscription ended.
@@ -118,7 +160,7 @@ impl EndReason {
             EndKind::NotLeader | EndKind::EpochNotMatch | EndKind::RegionNotFound => Class::Refresh,
             EndKind::Mismatch | EndKind::DuplicateRequest => Class::Refresh,
             EndKind::ServerIsBusy | EndKind::Congested | EndKind::Unknown => Class::Retry,
-            EndKind::Overrun | EndKind::Stream => Class::Retry,
+            EndKind::Overrun | EndKind::LargeTransaction | EndKind::Stream => Class::Retry,
             EndKind::Incompatible | EndKind::ClusterIdMismatch => Class::Permanent,
         }
     }
@@ -126,7 +168,11 @@ impl EndReason {
 
 impl From<MatchError> for EndReason {
     fn from(error: MatchError) -> Self {
-        EndReason::new(EndKind::Mismatch, error.to_string())
+        let kind = match error {
+            MatchError::NoRoom(_) => EndKind::LargeTransaction,
+            _ => EndKind::Mismatch,
+        };
+        EndReason::new(kind, error.to_string())
     }
 }
 
@@ -259,6 +305,16 @@ mod tests {
         for (error, kind, class) in cases {
             let reason = EndReason::from(error);
             assert_eq!((reason.kind, reason.class()), (kind, class));
+        }
+    }
+
+    #[test]
+    fn every_kind_has_its_own_name() {
+        let names: std::collections::BTreeSet<_> =
+            EndKind::ALL.iter().map(|kind| kind.as_str()).collect();
+        assert_eq!(names.len(), EndKind::ALL.len());
+        for (at, kind) in EndKind::ALL.into_iter().enumerate() {
+            assert_eq!(kind as usize, at, "counters are kept by position");
         }
     }
 

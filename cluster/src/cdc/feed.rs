@@ -1,5 +1,12 @@
-//! The state of one stream: which subscription an event belongs to. Pure; the driver moves the
-//! messages.
+//! The state of one stream: which subscription an event belongs to. No network; the driver moves
+//! the messages.
+//!
+//! A message is taken as bytes ([`Feed::take`]) and worked off in steps of bounded output
+//! ([`Feed::step`]), since a few commits can complete many megabytes of long values.
+//!
+//! When the rows of unfinished transactions fit neither into memory nor onto disk, a subscription
+//! is given back: the newest among those that hold at least half as much as the one that holds
+//! most. So what is given back helps, and old progress stays.
 //!
 //! **Request ids.** The store groups resolved ts by request id, so one id per subscription would
 //! cost one message per region and second. An id per store-wide set alone would mix incarnations:
@@ -14,12 +21,22 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use foldhash::fast::RandomState;
 use pitr_format::{EncodedKey, EncodedRange, Ts};
 use pitr_proto::cdcpb::change_data_request::{Deregister, KvApi, Register, Request};
-use pitr_proto::cdcpb::{self, ChangeDataEvent, ChangeDataRequest, event};
+use pitr_proto::cdcpb::{self, ChangeDataRequest};
 use pitr_proto::metapb;
 
-use super::{CdcEvent, EndKind, EndReason, Matcher, SubId};
+use super::matcher::{MatchError, Matcher, Stage, Step};
+use super::pool::Pool;
+use super::records::Batch;
+use super::wire::{self, Body, WireError};
+use super::{CdcEvent, CdcOptions, EndKind, EndReason, SubId};
+
+type HashMap<K, V> = std::collections::HashMap<K, V, RandomState>;
+
+/// Bytes of records that are told at a time.
+pub(super) const BATCH_BYTES: usize = 256 << 10;
 
 /// In TiCDC's numbering: from 5.3.0 on the store checks the cluster id, below 4.0.8 a multiplexed
 /// stream never carries a resolved ts.
@@ -39,7 +56,7 @@ pub struct Subscription {
 }
 
 /// What the store calls a subscription.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 struct Route {
     request_id: u64,
     region_id: u64,
@@ -50,27 +67,52 @@ struct Sub {
     matcher: Matcher,
 }
 
+/// Rows of one event that are being worked off.
+struct Work {
+    route: Route,
+    rows: Bytes,
+    at: usize,
+}
+
 /// Subscriptions of one stream.
 pub struct Feed {
     cluster_id: u64,
-    subs: BTreeMap<Route, Sub>,
+    subs: HashMap<Route, Sub>,
     routes: BTreeMap<SubId, Route>,
     /// Per region the last request id used on this stream.
-    used: BTreeMap<u64, u64>,
+    used: HashMap<u64, u64>,
     outgoing: VecDeque<ChangeDataRequest>,
-    memory: usize,
+    pool: Pool,
+    held: usize,
+
+    /// What is left of the message.
+    message: VecDeque<wire::Event>,
+    resolved: Option<cdcpb::ResolvedTs>,
+    work: Option<Work>,
+    stage: Stage,
+    /// Records of `batch_of`, not told yet.
+    batch: Batch,
+    batch_of: Option<SubId>,
 }
 
 impl Feed {
     /// An empty feed for stores of a cluster.
-    pub fn new(cluster_id: u64) -> Self {
+    pub fn new(cluster_id: u64, options: &CdcOptions) -> Self {
+        let (budget, spill) = (options.budget.clone(), options.spill.clone());
         Feed {
             cluster_id,
-            subs: BTreeMap::new(),
+            subs: HashMap::default(),
             routes: BTreeMap::new(),
-            used: BTreeMap::new(),
+            used: HashMap::default(),
             outgoing: VecDeque::new(),
-            memory: 0,
+            pool: Pool::new(budget, spill, options.prewrite_limit as u64),
+            held: 0,
+            message: VecDeque::new(),
+            resolved: None,
+            work: None,
+            stage: Stage::default(),
+            batch: Batch::default(),
+            batch_of: None,
         }
     }
 
@@ -84,9 +126,19 @@ impl Feed {
         self.subs.is_empty()
     }
 
-    /// Bytes that all matchers keep.
+    /// Whether a subscription is alive.
+    pub fn has(&self, id: SubId) -> bool {
+        self.routes.contains_key(&id)
+    }
+
+    /// Bytes of rows of unfinished transactions, in memory or on disk.
+    pub fn held(&self) -> usize {
+        self.held
+    }
+
+    /// Bytes of memory that they take.
     pub fn memory(&self) -> usize {
-        self.memory
+        self.pool.bytes() as usize
     }
 
     /// The next request to send.
@@ -120,7 +172,7 @@ impl Feed {
         let (start_key, end_key) = register_bounds(&range, &wanted);
         let sub = Sub {
             id,
-            matcher: Matcher::new(&range, &wanted),
+            matcher: Matcher::new(&range, &wanted, &self.pool),
         };
         self.subs.insert(route, sub);
         self.routes.insert(id, route);
@@ -150,31 +202,51 @@ impl Feed {
         true
     }
 
-    /// The newest subscription that keeps rows in memory.
-    pub fn newest_with_memory(&self) -> Option<SubId> {
-        let kept = |(id, route): (&SubId, &Route)| {
-            let sub = self.subs.get(route)?;
-            (sub.matcher.memory() > 0).then_some(*id)
-        };
-        self.routes.iter().rev().find_map(kept)
+    /// Which subscription is given back for the rows of unfinished transactions.
+    fn victim(&self) -> Option<SubId> {
+        let held = |route: &Route| self.subs.get(route).map_or(0, |sub| sub.matcher.held());
+        let most = self.routes.values().map(held).max()?;
+        let mut newest_first = self.routes.iter().rev();
+        newest_first.find_map(|(id, route)| (held(route) * 2 >= most).then_some(*id))
     }
 
-    /// Takes one message and appends what it means.
-    pub fn on_message(&mut self, message: ChangeDataEvent, out: &mut Vec<CdcEvent>) {
-        for event in message.events {
+    /// Takes one message. The one before must have been worked off.
+    pub fn take(&mut self, message: &Bytes) -> Result<(), WireError> {
+        let parsed = wire::parse(message)?;
+        self.message = parsed.events.into();
+        self.resolved = parsed.resolved;
+        Ok(())
+    }
+
+    /// Works off a part of the message and appends what it means, in order; true if there is more.
+    /// One step gives about [`BATCH_BYTES`] of records, more only for a larger row.
+    pub fn step(&mut self, out: &mut Vec<CdcEvent>) -> bool {
+        loop {
+            if self.work.is_some() {
+                if self.work_off(out) {
+                    return true;
+                }
+                continue;
+            }
+            let Some(event) = self.message.pop_front() else {
+                break;
+            };
             let route = Route {
                 request_id: event.request_id,
                 region_id: event.region_id,
             };
-            match event.event {
-                Some(event::Event::Entries(entries)) => self.on_rows(route, entries.entries, out),
-                Some(event::Event::Error(error)) => self.on_error(route, error, out),
-                Some(event::Event::ResolvedTs(ts)) => self.on_resolved(&[route], ts, out),
-                // Declared, but not sent by any known store.
-                Some(event::Event::Admin(_) | event::Event::LongTxn(_)) | None => {}
+            match event.body {
+                // Of a subscription that is over it may be still on its way.
+                Body::Rows(rows) if self.subs.contains_key(&route) => {
+                    self.stage.clear();
+                    self.work = Some(Work { route, rows, at: 0 });
+                }
+                Body::Error(error) => self.on_error(route, *error, out),
+                Body::Resolved(ts) => self.on_resolved(&[route], ts, out),
+                Body::Rows(_) | Body::Other => {}
             }
         }
-        if let Some(resolved) = message.resolved_ts {
+        if let Some(resolved) = self.resolved.take() {
             let request_id = resolved.request_id;
             let route = |region_id: &u64| Route {
                 request_id,
@@ -183,29 +255,110 @@ impl Feed {
             let routes: Vec<_> = resolved.regions.iter().map(route).collect();
             self.on_resolved(&routes, resolved.ts, out);
         }
+        self.flush(out);
+        false
     }
 
-    fn on_rows(&mut self, route: Route, rows: Vec<event::Row>, out: &mut Vec<CdcEvent>) {
-        // An event of a subscription that is over, still on its way.
-        let Some(sub) = self.subs.get_mut(&route) else {
-            return;
+    /// [`Feed::take`] and all its steps.
+    pub fn on_message(
+        &mut self,
+        message: &Bytes,
+        out: &mut Vec<CdcEvent>,
+    ) -> Result<(), WireError> {
+        self.take(message)?;
+        while self.step(out) {}
+        Ok(())
+    }
+
+    /// Works on the rows at hand; true if the step is over.
+    fn work_off(&mut self, out: &mut Vec<CdcEvent>) -> bool {
+        let Some(mut work) = self.work.take() else {
+            return false;
         };
-        let id = sub.id;
-        let before = sub.matcher.memory();
-        let mut records = Vec::with_capacity(rows.len());
-        let outcome = sub.matcher.apply(rows, &mut records);
-        self.memory = self.memory + sub.matcher.memory() - before;
-        if !records.is_empty() {
-            out.push(CdcEvent::Records { sub: id, records });
+        let known = self.subs.get(&work.route);
+        let Some((id, before)) = known.map(|sub| (sub.id, sub.matcher.held())) else {
+            return false;
+        };
+        if self.batch_of != Some(id) {
+            self.flush(out);
+            self.batch_of = Some(id);
         }
-        match outcome {
-            Ok(true) => out.push(CdcEvent::Initialized { sub: id }),
-            Ok(false) => {}
-            Err(error) => {
-                self.unsubscribe(id);
-                let reason = EndReason::from(error);
-                out.push(CdcEvent::Ended { sub: id, reason });
+        let progress = self.advance(&mut work);
+        let after = self
+            .subs
+            .get(&work.route)
+            .map_or(before, |sub| sub.matcher.held());
+        self.held = self.held + after - before;
+        match progress {
+            Ok(Step::Done) if work.at >= work.rows.len() => {
+                // What was kept of the rows belongs to the matcher alone now.
+                self.stage.clear();
+                false
             }
+            Ok(Step::Done) => {
+                self.work = Some(work);
+                false
+            }
+            Ok(Step::Initialized) => {
+                self.flush(out);
+                out.push(CdcEvent::Initialized { sub: id });
+                self.work = Some(work);
+                false
+            }
+            Ok(Step::Enough) => {
+                self.flush(out);
+                self.work = Some(work);
+                true
+            }
+            Err(error) => self.failed(work, id, error, out),
+        }
+    }
+
+    fn advance(&mut self, work: &mut Work) -> Result<Step, MatchError> {
+        let Some(sub) = self.subs.get_mut(&work.route) else {
+            return Ok(Step::Done);
+        };
+        let matcher = &mut sub.matcher;
+        if self.stage.is_done() {
+            matcher.stage(&work.rows, &mut work.at, &mut self.stage, &mut self.pool)?;
+        }
+        let (stage, pool) = (&mut self.stage, &mut self.pool);
+        matcher.advance(&work.rows, stage, pool, &mut self.batch, BATCH_BYTES)
+    }
+
+    /// Ends the subscription, or another one that makes room for it.
+    fn failed(
+        &mut self,
+        work: Work,
+        id: SubId,
+        error: MatchError,
+        out: &mut Vec<CdcEvent>,
+    ) -> bool {
+        let victim = match &error {
+            MatchError::NoRoom(_) => self.victim().unwrap_or(id),
+            _ => id,
+        };
+        self.flush(out);
+        self.unsubscribe(victim);
+        let reason = EndReason::from(error);
+        out.push(CdcEvent::Ended {
+            sub: victim,
+            reason,
+        });
+        match victim == id {
+            true => self.stage.clear(),
+            false => self.work = Some(work),
+        }
+        false
+    }
+
+    /// Tells the records of the batch.
+    fn flush(&mut self, out: &mut Vec<CdcEvent>) {
+        if let Some(sub) = self.batch_of
+            && !self.batch.is_empty()
+        {
+            let records = self.batch.finish();
+            out.push(CdcEvent::Records { sub, records });
         }
     }
 
@@ -213,6 +366,7 @@ impl Feed {
         let Some(id) = self.subs.get(&route).map(|sub| sub.id) else {
             return;
         };
+        self.flush(out);
         let reason = EndReason::from(error);
         match reason.kind {
             // The store keeps the older one of the pair: it must not go on unheard.
@@ -231,6 +385,7 @@ impl Feed {
         };
         let subs: Vec<_> = routes.iter().filter_map(ready).collect();
         if ts != 0 && !subs.is_empty() {
+            self.flush(out);
             let ts = Ts::new(ts);
             out.push(CdcEvent::Resolved { subs, ts });
         }
@@ -238,8 +393,11 @@ impl Feed {
 
     fn remove(&mut self, route: Route) {
         if let Some(sub) = self.subs.remove(&route) {
-            self.memory -= sub.matcher.memory();
+            self.held -= sub.matcher.held();
             self.routes.remove(&sub.id);
+        }
+        if self.subs.is_empty() {
+            self.pool.rest();
         }
     }
 
@@ -262,7 +420,17 @@ impl Feed {
     /// with fresh request ids, since nothing of this one can arrive there.
     pub fn disconnect(&mut self) -> Vec<SubId> {
         let subs = std::mem::take(&mut self.routes).into_keys().collect();
-        *self = Feed::new(self.cluster_id);
+        self.subs.clear();
+        self.used.clear();
+        self.outgoing.clear();
+        self.held = 0;
+        self.message.clear();
+        self.resolved = None;
+        self.work = None;
+        self.stage.clear();
+        drop(self.batch.finish());
+        self.batch_of = None;
+        self.pool.rest();
         subs
     }
 }

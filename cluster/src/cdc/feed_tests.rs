@@ -1,13 +1,24 @@
 //! The feed against what a real store answered (`change-data-transcript.json`), and its rules for
 //! request ids and bounds.
 
+use pitr_budget::MemoryBudget;
 use pitr_format::Class;
+use pitr_proto::cdcpb::ChangeDataEvent;
 use prost::Message;
 use prost_reflect::{DescriptorPool, DynamicMessage};
 
 use super::*;
 
 const CLUSTER: u64 = 7_710_820_221_953_284_083;
+
+fn new_feed() -> Feed {
+    Feed::new(CLUSTER, &CdcOptions::default())
+}
+
+fn feed_in(feed: &mut Feed, message: ChangeDataEvent, out: &mut Vec<CdcEvent>) {
+    feed.on_message(&message.encode_to_vec().into(), out)
+        .unwrap();
+}
 
 fn parse<T: Message + Default>(name: &str, text: &str) -> T {
     let pool = DescriptorPool::decode(pitr_proto::FILE_DESCRIPTOR_SET).unwrap();
@@ -61,7 +72,7 @@ fn subscription(id: u64, region_id: u64, start: &[u8], end: &[u8]) -> Subscripti
 /// Subscribes as the step did, feeds its answers, and shows what came out.
 fn play(name: &str) -> (Feed, Vec<String>) {
     let (requests, mut answers) = step(name);
-    let mut feed = Feed::new(CLUSTER);
+    let mut feed = new_feed();
     let mut ours = BTreeMap::new();
     for (id, request) in (1..).zip(&requests) {
         let (start, end) = (&request.start_key, &request.end_key);
@@ -84,7 +95,7 @@ fn play(name: &str) -> (Feed, Vec<String>) {
         if let Some(resolved) = &mut answer.resolved_ts {
             resolved.request_id = ours[&resolved.request_id];
         }
-        feed.on_message(answer.clone(), &mut out);
+        feed_in(&mut feed, answer.clone(), &mut out);
     }
     let shown = out.iter().map(show).collect();
     (feed, shown)
@@ -124,7 +135,7 @@ fn live_rows_of_every_kind_give_the_committed_ones_only() {
     // kv/long = default + write, kv/live, the delete of kv/a; then the 1PC put.
     let expected = ["1 init", "1 rows 4", "1 rows 1"];
     assert_eq!(without_resolved(shown), expected);
-    assert_eq!(feed.memory(), 0);
+    assert_eq!(feed.held(), 0);
 }
 
 #[test]
@@ -132,7 +143,7 @@ fn a_lock_that_is_not_finished_stays_in_memory_and_resolved_ts_goes_on_at_its_st
     let (feed, shown) = play("lock holds the resolved ts");
     assert_eq!(shown.len(), 6);
     assert!(feed.memory() > 0);
-    assert_eq!(feed.newest_with_memory(), Some(SubId(1)));
+    assert_eq!(feed.victim(), Some(SubId(1)));
 }
 
 #[test]
@@ -152,13 +163,13 @@ fn the_recorded_errors_end_the_subscription_with_their_kind() {
         ("deregister", "1 RegionNotFound"),
     ] {
         let (requests, answers) = step(name);
-        let mut feed = Feed::new(CLUSTER);
+        let mut feed = new_feed();
         let region_id = requests[0].region_id;
         feed.subscribe(subscription(1, region_id, b"", b""));
         let mut out = Vec::new();
         for mut answer in answers {
             answer.events.iter_mut().for_each(|e| e.request_id = 1);
-            feed.on_message(answer, &mut out);
+            feed_in(&mut feed, answer, &mut out);
         }
         let shown: Vec<_> = out.iter().map(show).collect();
         assert_eq!(shown, [kind], "{name}");
@@ -177,20 +188,20 @@ fn the_recorded_errors_end_the_subscription_with_their_kind() {
 
 #[test]
 fn without_initialized_no_resolved_ts_gets_through() {
-    let mut feed = Feed::new(CLUSTER);
+    let mut feed = new_feed();
     feed.subscribe(subscription(1, 4, b"", b""));
     let resolved = parse(
         "cdcpb.ChangeDataEvent",
         "resolved_ts { regions: 4 ts: 9 request_id: 1 }",
     );
     let mut out = Vec::new();
-    feed.on_message(resolved, &mut out);
+    feed_in(&mut feed, resolved, &mut out);
     assert!(out.is_empty());
 }
 
 #[test]
 fn a_region_that_registers_again_takes_a_new_request_id_and_late_events_are_dropped() {
-    let mut feed = Feed::new(CLUSTER);
+    let mut feed = new_feed();
     let ids = |feed: &mut Feed, sub, region| {
         feed.subscribe(subscription(sub, region, b"", b""));
         feed.next_request().unwrap().request_id
@@ -203,13 +214,13 @@ fn a_region_that_registers_again_takes_a_new_request_id_and_late_events_are_drop
     );
     let mut out = Vec::new();
     let error = "events { region_id: 4 request_id: 1 error { region_not_found { region_id: 4 } } }";
-    feed.on_message(parse("cdcpb.ChangeDataEvent", error), &mut out);
+    feed_in(&mut feed, parse("cdcpb.ChangeDataEvent", error), &mut out);
     assert_eq!(ids(&mut feed, 3, 4), 2);
     let late = "events { region_id: 4 request_id: 1 entries { entries { type: INITIALIZED } } }";
-    feed.on_message(parse("cdcpb.ChangeDataEvent", late), &mut out);
+    feed_in(&mut feed, parse("cdcpb.ChangeDataEvent", late), &mut out);
     assert_eq!(out.len(), 1, "only the end of the first");
     let fresh = "events { region_id: 4 request_id: 2 entries { entries { type: INITIALIZED } } }";
-    feed.on_message(parse("cdcpb.ChangeDataEvent", fresh), &mut out);
+    feed_in(&mut feed, parse("cdcpb.ChangeDataEvent", fresh), &mut out);
     assert_eq!(show(&out[1]), "3 init");
 }
 
@@ -221,16 +232,19 @@ fn a_duplicate_answer_or_rows_that_do_not_fit_end_the_subscription_on_both_sides
             entries { type: INITIALIZED }
             entries { type: COMMIT op_type: PUT key: 'k' start_ts: 1 commit_ts: 2 } } }",
     ] {
-        let mut feed = Feed::new(CLUSTER);
+        let mut feed = new_feed();
         feed.subscribe(subscription(1, 4, b"", b""));
         feed.next_request().unwrap();
         let mut out = Vec::new();
-        feed.on_message(parse("cdcpb.ChangeDataEvent", event), &mut out);
-        assert!(matches!(out[..], [CdcEvent::Ended { .. }]), "{out:?}");
+        feed_in(&mut feed, parse("cdcpb.ChangeDataEvent", event), &mut out);
+        assert!(
+            matches!(out.last(), Some(CdcEvent::Ended { .. })),
+            "{out:?}"
+        );
         let sent = feed.next_request().unwrap();
         assert_eq!((sent.region_id, sent.request_id), (4, 1));
         assert!(matches!(sent.request, Some(Request::Deregister(_))));
-        assert!(feed.is_empty() && feed.memory() == 0);
+        assert!(feed.is_empty() && feed.held() == 0 && feed.memory() == 0);
     }
 }
 
@@ -254,7 +268,7 @@ fn both_bounds_are_sent_or_none() {
 
 #[test]
 fn a_broken_stream_ends_all_and_the_next_one_starts_clean() {
-    let mut feed = Feed::new(CLUSTER);
+    let mut feed = new_feed();
     feed.subscribe(subscription(1, 4, b"", b""));
     feed.subscribe(subscription(2, 6, b"", b""));
     assert_eq!(feed.disconnect(), [SubId(1), SubId(2)]);
@@ -264,4 +278,109 @@ fn a_broken_stream_ends_all_and_the_next_one_starts_clean() {
         !feed.subscribe(subscription(3, 6, b"", b"")),
         "the id lives"
     );
+}
+
+/// An event with one row per value, all of one transaction.
+fn rows(region_id: u64, kind: &str, start: u64, values: &[Vec<u8>]) -> ChangeDataEvent {
+    let row = |(n, value): (usize, &Vec<u8>)| cdcpb::event::Row {
+        start_ts: start,
+        commit_ts: start + 1,
+        r#type: cdcpb::event::LogType::from_str_name(kind).unwrap() as i32,
+        op_type: 1,
+        key: format!("{region_id}/{n}").into(),
+        value: value.clone().into(),
+        ..Default::default()
+    };
+    let entries = values.iter().enumerate().map(row).collect();
+    ChangeDataEvent {
+        events: vec![cdcpb::Event {
+            region_id,
+            request_id: 1,
+            event: Some(cdcpb::event::Event::Entries(cdcpb::event::Entries {
+                entries,
+            })),
+            ..Default::default()
+        }],
+        resolved_ts: None,
+    }
+}
+
+#[test]
+fn the_newest_that_holds_much_is_given_back_for_a_transaction_that_does_not_fit() {
+    let options = CdcOptions {
+        prewrite_limit: 100_000,
+        ..CdcOptions::new(MemoryBudget::new(1 << 30), None)
+    };
+    let mut feed = Feed::new(CLUSTER, &options);
+    for region in 1..=4 {
+        feed.subscribe(subscription(region, region, b"", b""));
+    }
+    let mut out = Vec::new();
+    // The second holds most, the third nearly as much, the fourth next to nothing.
+    for (region, bytes) in [(1, 3000), (2, 40_000), (3, 35_000), (4, 100)] {
+        let event = rows(region, "PREWRITE", 10, &[vec![1; bytes]]);
+        feed_in(&mut feed, event, &mut out);
+    }
+    assert!(out.is_empty());
+    feed_in(
+        &mut feed,
+        rows(1, "PREWRITE", 20, &[vec![1; 30_000]]),
+        &mut out,
+    );
+    let [CdcEvent::Ended { sub, reason }] = &out[..] else {
+        panic!("{out:?}")
+    };
+    assert_eq!((*sub, reason.kind), (SubId(3), EndKind::LargeTransaction));
+    assert_eq!(reason.class(), Class::Retry);
+    assert!(feed.has(SubId(1)) && feed.memory() <= 100_000);
+    // The one that asked for room still has both of its rows.
+    out.clear();
+    let done = "events { region_id: 1 request_id: 1 entries { entries { type: INITIALIZED } } }";
+    feed_in(&mut feed, parse("cdcpb.ChangeDataEvent", done), &mut out);
+    feed_in(&mut feed, rows(1, "COMMIT", 20, &[vec![]]), &mut out);
+    assert_eq!(
+        out.iter().map(show).collect::<Vec<_>>(),
+        ["1 init", "1 rows 2"]
+    );
+}
+
+#[test]
+fn a_message_is_worked_off_in_steps_of_bounded_size_and_keeps_its_order() {
+    let mut feed = new_feed();
+    feed.subscribe(subscription(1, 4, b"", b""));
+    feed.subscribe(subscription(2, 6, b"", b""));
+    let values = vec![vec![7; 100_000]; 40];
+    let mut message = rows(4, "COMMITTED", 10, &values);
+    message
+        .events
+        .extend(rows(6, "COMMITTED", 10, &[vec![1; 5]]).events);
+    message
+        .events
+        .extend(rows(6, "COMMITTED", 20, &[vec![1; 5]]).events);
+    feed.take(&message.encode_to_vec().into()).unwrap();
+    let (mut steps, mut out) = (0, Vec::new());
+    let mut more = true;
+    while more {
+        let before = out.len();
+        more = feed.step(&mut out);
+        let bytes = out[before..].iter().map(|event| match event {
+            CdcEvent::Records { records, .. } => records.iter().map(|r| r.size()).sum(),
+            _ => 0,
+        });
+        assert!(bytes.sum::<usize>() < BATCH_BYTES + 110_000);
+        steps += 1;
+    }
+    assert!(steps > 10);
+    let last = out.last().map(show).unwrap();
+    assert_eq!(
+        last, "2 rows 2",
+        "events of one subscription in a row are told together"
+    );
+}
+
+#[test]
+fn bytes_that_are_no_message_are_an_error_of_the_stream() {
+    let mut feed = new_feed();
+    let refused = feed.take(&Bytes::from_static(b"\x0a\xff"));
+    assert!(refused.is_err());
 }

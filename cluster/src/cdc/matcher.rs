@@ -1,25 +1,35 @@
 //! The row matcher of one subscription: prewrites meet their commits, records come out.
 //!
-//! A pure state machine. Live rows and rows of the initial scan interleave, a version can come
+//! A state machine. Live rows and rows of the initial scan interleave, a version can come
 //! both ways, and a live commit can come before the scanned prewrite that carries its value; so
 //! everything is keyed by (key, start_ts) and whatever cannot be decided before the end of the
 //! scan is put aside until then. A commit that cannot be matched afterwards is an error: the
 //! subscription is ended and the range scanned again, which delivers the version as committed.
 //!
-//! Nothing that is kept shares memory with the message it came in: a message carries old values
-//! and is freed at once. Owned by [`super::feed::Feed`], called on the reader's task.
+//! The rows of an event go through in two steps: [`Matcher::stage`] copies what has to be kept
+//! into one block of the pool, since a message also carries old values and is freed at once;
+//! [`Matcher::advance`] applies the rules and can stop when enough records came out, because a few
+//! commits can complete far more bytes than they have. Owned by [`super::feed::Feed`], called on
+//! the reader's task.
 
-use std::collections::HashMap;
+use std::collections::VecDeque;
+use std::mem::size_of;
+use std::sync::Arc;
 
-use bytes::Bytes;
-use pitr_format::{Class, EncodedKey, EncodedRange, KvRecord, Ts};
+use pitr_budget::spill::SpillError;
+use pitr_format::{Class, EncodedRange, Ts, key};
+use pitr_proto::cdcpb::event::LogType;
 use pitr_proto::cdcpb::event::row::OpType;
-use pitr_proto::cdcpb::event::{LogType, Row};
 
-use super::records::Commit;
+use super::pool::{self, Block, Draft, NoRoom, Pool, Room, Span};
+use super::prewrites::{Entry, Prewrites};
+use super::records::{Batch, Commit};
+use super::wire::{self, Row, WireError};
 
-/// Memory of one kept entry besides key and value: map slot, vector and entry.
-const ENTRY_OVERHEAD: usize = 128;
+/// Rows that are staged at a time.
+const STAGE_ROWS: usize = 1024;
+/// Bytes of rows that are staged at a time.
+const STAGE_BYTES: usize = 128 << 10;
 
 /// Why a subscription cannot go on.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -53,29 +63,38 @@ pub enum MatchError {
         /// What is missing.
         what: &'static str,
     },
+    /// The rows cannot be read.
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    /// A value that was moved to disk did not come back.
+    #[error("a value that waits for its commit is lost: {0}")]
+    Lost(String),
+    /// Memory and disk for unfinished transactions are full.
+    #[error(transparent)]
+    NoRoom(#[from] NoRoom),
 }
 
 impl MatchError {
-    /// A new subscription reads the truth from the store.
+    /// A new subscription reads the truth from the store; later, if there was no room.
     pub fn class(&self) -> Class {
-        Class::Refresh
+        match self {
+            MatchError::NoRoom(_) => Class::Retry,
+            _ => Class::Refresh,
+        }
     }
 }
 
-/// What a prewrite left.
-#[derive(Debug)]
-struct Prewrite {
-    start_ts: Ts,
-    value: Bytes,
-    generation: u64,
-    /// Another value came for the same version before the end of the scan.
-    doubtful: bool,
+impl From<SpillError> for MatchError {
+    fn from(error: SpillError) -> Self {
+        MatchError::Lost(error.to_string())
+    }
 }
 
 /// What has to wait for the end of the scan.
 #[derive(Debug)]
 struct Aside {
-    key: Bytes,
+    block: Arc<Block>,
+    key: Span,
     start_ts: Ts,
     kind: AsideKind,
 }
@@ -85,36 +104,85 @@ enum AsideKind {
     Commit {
         commit_ts: Ts,
         delete: bool,
-        value: Bytes,
+        value: Span,
         txn_source: u64,
     },
     /// Rolled back or committed already: a prewrite that the scan still delivers is dead.
     Over,
 }
 
+/// A row with what was kept of it.
+#[derive(Debug)]
+struct StagedRow {
+    row: Row,
+    kind: LogType,
+    key: Span,
+    value: Span,
+}
+
+/// Rows on their way through a matcher; reused from event to event.
+#[derive(Debug, Default)]
+pub(super) struct Stage {
+    rows: Vec<StagedRow>,
+    next: usize,
+    block: Option<Arc<Block>>,
+    draft: Draft,
+    /// For the encoded form of a key.
+    encoded: Vec<u8>,
+}
+
+impl Stage {
+    /// Whether every staged row was applied.
+    pub fn is_done(&self) -> bool {
+        self.next >= self.rows.len()
+    }
+
+    /// Forgets all rows.
+    pub fn clear(&mut self) {
+        self.rows.clear();
+        self.next = 0;
+        self.block = None;
+        self.draft.clear();
+    }
+}
+
+/// How far [`Matcher::advance`] came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// All staged rows are applied.
+    Done,
+    /// Enough records came out; go on later.
+    Enough,
+    /// The scan is complete; go on with the rows behind.
+    Initialized,
+}
+
 /// State of one subscription.
 #[derive(Debug)]
-pub struct Matcher {
+pub(super) struct Matcher {
     /// Rows outside are dropped; `None` = everything the subscription delivers is wanted.
-    wanted: Option<Vec<EncodedRange>>,
+    wanted: Option<Box<[EncodedRange]>>,
     initialized: bool,
-    prewrites: HashMap<Bytes, Vec<Prewrite>>,
-    aside: Vec<Aside>,
-    memory: usize,
+    prewrites: Prewrites,
+    aside: VecDeque<Aside>,
+    /// For `aside`, whose blocks are counted by themselves.
+    room: Room,
+    held: usize,
 }
 
 impl Matcher {
     /// A matcher for a new subscription of `region` for a task with the ranges `wanted`.
-    pub fn new(region: &EncodedRange, wanted: &[EncodedRange]) -> Self {
+    pub fn new(region: &EncodedRange, wanted: &[EncodedRange], pool: &Pool) -> Self {
         let parts = wanted.iter().filter_map(|range| range.intersect(region));
-        let parts: Vec<_> = parts.collect();
+        let parts: Box<[_]> = parts.collect();
         let covered = parts.first() == Some(region);
         Matcher {
             wanted: (!covered).then_some(parts),
             initialized: false,
-            prewrites: HashMap::new(),
-            aside: Vec::new(),
-            memory: 0,
+            prewrites: Prewrites::new(pool),
+            aside: VecDeque::new(),
+            room: pool.nothing(),
+            held: 0,
         }
     }
 
@@ -123,240 +191,349 @@ impl Matcher {
         self.initialized
     }
 
-    /// Bytes kept for transactions that are not finished.
-    pub fn memory(&self) -> usize {
-        self.memory
+    /// Bytes kept for transactions that are not finished, in memory or on disk.
+    pub fn held(&self) -> usize {
+        self.prewrites.held() + self.held
     }
 
-    /// Takes the rows of one event and appends the records they complete. Returns true if the
-    /// scan ended in it. After an error the matcher must not be used again.
-    pub fn apply(&mut self, rows: Vec<Row>, out: &mut Vec<KvRecord>) -> Result<bool, MatchError> {
-        let before = self.initialized;
-        for row in rows {
-            self.apply_row(&row, out)?;
-        }
-        Ok(self.initialized != before)
-    }
-
-    fn apply_row(&mut self, row: &Row, out: &mut Vec<KvRecord>) -> Result<(), MatchError> {
-        let kind = LogType::try_from(row.r#type).unwrap_or(LogType::Unknown);
-        match kind {
-            LogType::Initialized => self.finish_scan(out),
-            // A command with nothing but a default-CF put: empty key.
-            LogType::Unknown => Ok(()),
-            _ if !self.wants(&row.key) => Ok(()),
-            LogType::Prewrite => self.prewrite(row),
-            LogType::Commit => self.commit(row, out),
-            LogType::Rollback => {
-                self.rollback(row);
-                Ok(())
+    /// Reads rows from `at` on and copies what has to be kept of them. Nothing is staged before.
+    /// After an error nothing is staged and `at` is where it was.
+    pub fn stage(
+        &mut self,
+        rows: &[u8],
+        at: &mut usize,
+        stage: &mut Stage,
+        pool: &mut Pool,
+    ) -> Result<(), MatchError> {
+        stage.clear();
+        let mut behind = *at;
+        let mut initialized = self.initialized;
+        let mut keeps = false;
+        while stage.rows.len() < STAGE_ROWS
+            && behind - *at < STAGE_BYTES
+            && let Some(row) = wire::next_row(rows, &mut behind)?
+        {
+            let kind = LogType::try_from(row.kind).unwrap_or(LogType::Unknown);
+            initialized |= kind == LogType::Initialized;
+            // A command with nothing but a default-CF put has no key.
+            let idle = kind == LogType::Unknown;
+            let key = &rows[row.key.clone()];
+            if idle || (kind != LogType::Initialized && !self.wants(key, &mut stage.encoded)) {
+                continue;
             }
-            LogType::Committed => {
-                let commit = commit_of(row, "COMMITTED")?;
+            let (keep_key, keep_value) = match kind {
+                LogType::Prewrite => (true, true),
+                LogType::Commit => (!initialized, !initialized),
+                LogType::Rollback => (!initialized, false),
+                _ => (false, false),
+            };
+            keeps |= keep_key;
+            let draft = &mut stage.draft;
+            let kept = |keep: bool, buffer: &mut Vec<u8>, bytes: &[u8]| match keep {
+                true => pool::append(buffer, bytes),
+                false => Span::default(),
+            };
+            stage.rows.push(StagedRow {
+                kind,
+                key: kept(keep_key, &mut draft.keys, key),
+                value: kept(keep_value, &mut draft.values, &rows[row.value.clone()]),
+                row,
+            });
+        }
+        if keeps {
+            let kept = pool.keep(&stage.draft);
+            stage.block = Some(kept.inspect_err(|_| stage.rows.clear())?);
+        }
+        *at = behind;
+        Ok(())
+    }
+
+    /// Applies staged rows until `enough` bytes of records came out. After [`MatchError::NoRoom`]
+    /// it can be called again when there is room; after any other error never.
+    pub fn advance(
+        &mut self,
+        rows: &[u8],
+        stage: &mut Stage,
+        pool: &mut Pool,
+        out: &mut Batch,
+        enough: usize,
+    ) -> Result<Step, MatchError> {
+        while let Some(staged) = stage.rows.get(stage.next) {
+            if out.bytes() >= enough {
+                return Ok(Step::Enough);
+            }
+            if staged.kind == LogType::Initialized {
+                let before = self.initialized;
+                if !self.finish_scan(pool, out, enough)? {
+                    return Ok(Step::Enough);
+                }
+                stage.next += 1;
+                if !before {
+                    return Ok(Step::Initialized);
+                }
+                continue;
+            }
+            self.apply(rows, staged, stage.block.as_ref(), pool, out)?;
+            stage.next += 1;
+        }
+        Ok(Step::Done)
+    }
+
+    fn apply(
+        &mut self,
+        rows: &[u8],
+        staged: &StagedRow,
+        block: Option<&Arc<Block>>,
+        pool: &mut Pool,
+        out: &mut Batch,
+    ) -> Result<(), MatchError> {
+        let row = &staged.row;
+        let (key, value) = (&rows[row.key.clone()], &rows[row.value.clone()]);
+        match (staged.kind, block) {
+            (LogType::Prewrite, Some(block)) => self.prewrite(key, value, staged, block, pool),
+            (LogType::Commit, block) => self.commit(key, value, staged, block, pool, out),
+            (LogType::Rollback, block) => self.rollback(key, staged, block, pool),
+            (LogType::Committed, _) => {
+                let commit = commit_of(key, row, "COMMITTED")?;
                 match is_delete(row, "COMMITTED")? {
-                    true => commit.deleted(out),
-                    false => commit.put(&row.value, out),
+                    true => out.delete(&commit),
+                    false => out.put(&commit, value),
                 }
                 Ok(())
             }
+            // Not staged.
+            _ => Ok(()),
         }
     }
 
-    fn wants(&self, key: &[u8]) -> bool {
+    fn wants(&self, key: &[u8], encoded: &mut Vec<u8>) -> bool {
         let Some(wanted) = &self.wanted else {
             return true;
         };
-        let encoded = EncodedKey::encode(key);
-        wanted
-            .iter()
-            .any(|range| range.contains(encoded.as_bytes()))
+        encoded.clear();
+        key::append_encoded(key, encoded);
+        wanted.iter().any(|range| range.contains(encoded))
     }
 
-    fn prewrite(&mut self, row: &Row) -> Result<(), MatchError> {
+    fn prewrite(
+        &mut self,
+        key: &[u8],
+        value: &[u8],
+        staged: &StagedRow,
+        block: &Arc<Block>,
+        pool: &mut Pool,
+    ) -> Result<(), MatchError> {
+        let row = &staged.row;
         is_delete(row, "PREWRITE")?;
         let start_ts = Ts::new(row.start_ts);
         if self.initialized {
             // One key has one lock at a time and live rows come in raft order: an entry of
             // another transaction was rolled back without a row and is dead.
-            self.forget_others(&row.key, start_ts);
+            self.prewrites.forget_others(key, start_ts);
         }
-        let initialized = self.initialized;
-        if let Some(old) = self.find(&row.key, start_ts) {
-            if row.value.is_empty() || row.generation < old.generation {
-                return Ok(());
-            }
-            let (old_len, new_len) = (old.value.len(), row.value.len());
-            let conflict =
-                !old.value.is_empty() && old.value != row.value && row.generation == old.generation;
-            old.doubtful = !initialized && (old.doubtful || conflict);
-            old.generation = row.generation;
-            old.value = Bytes::copy_from_slice(&row.value);
-            self.memory = self.memory + new_len - old_len;
+        let Some(old) = self.prewrites.find(key, start_ts) else {
+            let entry = Entry {
+                block: block.clone(),
+                key: staged.key,
+                value: staged.value,
+                start_ts,
+                generation: row.generation,
+                doubtful: false,
+            };
+            return Ok(self.prewrites.insert(entry, pool)?);
+        };
+        if value.is_empty() || row.generation < old.generation {
             return Ok(());
         }
-        let entry = Prewrite {
-            start_ts,
-            value: Bytes::copy_from_slice(&row.value),
-            generation: row.generation,
-            doubtful: false,
-        };
-        self.memory += ENTRY_OVERHEAD + row.key.len() + entry.value.len();
-        match self.prewrites.get_mut(&row.key[..]) {
-            Some(entries) => entries.push(entry),
-            None => {
-                let key = Bytes::copy_from_slice(&row.key);
-                self.prewrites.insert(key, vec![entry]);
-            }
+        let mut doubtful = false;
+        if !self.initialized {
+            let same = row.generation != old.generation
+                || old.value.len == 0
+                || is_value(old, value, pool)?;
+            doubtful = old.doubtful || !same;
         }
+        self.prewrites.replace(key, start_ts, |entry| {
+            entry.block = block.clone();
+            entry.key = staged.key;
+            entry.value = staged.value;
+            entry.generation = row.generation;
+            entry.doubtful = doubtful;
+        });
         Ok(())
     }
 
-    fn commit(&mut self, row: &Row, out: &mut Vec<KvRecord>) -> Result<(), MatchError> {
-        let commit = commit_of(row, "COMMIT")?;
-        let delete = is_delete(row, "COMMIT")?;
+    fn commit(
+        &mut self,
+        key: &[u8],
+        value: &[u8],
+        staged: &StagedRow,
+        block: Option<&Arc<Block>>,
+        pool: &mut Pool,
+        out: &mut Batch,
+    ) -> Result<(), MatchError> {
+        let commit = commit_of(key, &staged.row, "COMMIT")?;
+        let delete = is_delete(&staged.row, "COMMIT")?;
         if !self.initialized {
             let ready = self
-                .find(&row.key, commit.start_ts)
-                .is_some_and(|p| !p.value.is_empty() && p.generation == 0 && !p.doubtful);
+                .prewrites
+                .find(key, commit.start_ts)
+                .is_some_and(|p| p.value.len > 0 && p.generation == 0 && !p.doubtful);
             let kind = match ready {
                 true => AsideKind::Over,
                 false => AsideKind::Commit {
                     commit_ts: commit.commit_ts,
                     delete,
-                    value: Bytes::copy_from_slice(&row.value),
-                    txn_source: row.txn_source,
+                    value: staged.value,
+                    txn_source: commit.txn_source,
                 },
             };
-            self.put_aside(&row.key, commit.start_ts, kind);
+            self.put_aside(staged, block, kind, pool)?;
             if !ready {
                 return Ok(());
             }
         }
-        let Some(entry) = self.take(&row.key, commit.start_ts) else {
+        let Some(entry) = self.prewrites.take(key, commit.start_ts) else {
             return Err(MatchError::MissingPrewrite {
                 start_ts: commit.start_ts,
                 commit_ts: commit.commit_ts,
             });
         };
-        emit(&commit, delete, &row.value, entry, out)
+        emit(&commit, delete, value, &entry, pool, out)
     }
 
-    fn rollback(&mut self, row: &Row) {
-        let start_ts = Ts::new(row.start_ts);
+    fn rollback(
+        &mut self,
+        key: &[u8],
+        staged: &StagedRow,
+        block: Option<&Arc<Block>>,
+        pool: &mut Pool,
+    ) -> Result<(), MatchError> {
         if self.initialized {
-            self.take(&row.key, start_ts);
-        } else {
-            self.put_aside(&row.key, start_ts, AsideKind::Over);
+            self.prewrites.take(key, Ts::new(staged.row.start_ts));
+            return Ok(());
         }
+        self.put_aside(staged, block, AsideKind::Over, pool)
     }
 
-    fn put_aside(&mut self, key: &Bytes, start_ts: Ts, kind: AsideKind) {
-        let value_len = match &kind {
-            AsideKind::Commit { value, .. } => value.len(),
-            AsideKind::Over => 0,
+    fn put_aside(
+        &mut self,
+        staged: &StagedRow,
+        block: Option<&Arc<Block>>,
+        kind: AsideKind,
+        pool: &mut Pool,
+    ) -> Result<(), MatchError> {
+        // Staged as kept, since the scan is not over.
+        let Some(block) = block else {
+            return Ok(());
         };
-        self.memory += ENTRY_OVERHEAD + key.len() + value_len;
-        self.aside.push(Aside {
-            key: Bytes::copy_from_slice(key),
-            start_ts,
+        if self.aside.len() == self.aside.capacity() {
+            let more = self.aside.capacity().max(4);
+            pool.grow(&mut self.room, more * size_of::<Aside>())?;
+            self.aside.reserve_exact(more);
+        }
+        self.held += size_of::<Aside>() + (staged.key.len + staged.value.len) as usize;
+        self.aside.push_back(Aside {
+            block: block.clone(),
+            key: staged.key,
+            start_ts: Ts::new(staged.row.start_ts),
             kind,
         });
-    }
-
-    /// INITIALIZED: what was put aside is decided now.
-    fn finish_scan(&mut self, out: &mut Vec<KvRecord>) -> Result<(), MatchError> {
-        self.initialized = true;
-        for aside in std::mem::take(&mut self.aside) {
-            // A commit without a prewrite needs nothing: it was in the snapshot, and the scan
-            // delivered the version as COMMITTED.
-            let entry = self.take(&aside.key, aside.start_ts);
-            let mut kept = ENTRY_OVERHEAD + aside.key.len();
-            if let AsideKind::Commit {
-                commit_ts,
-                delete,
-                value,
-                txn_source,
-            } = aside.kind
-            {
-                kept += value.len();
-                if let Some(entry) = entry {
-                    if !delete && value.is_empty() && entry.value.is_empty() {
-                        return Err(MatchError::DoubtfulValue {
-                            start_ts: aside.start_ts,
-                        });
-                    }
-                    let commit = Commit {
-                        key: &aside.key,
-                        start_ts: aside.start_ts,
-                        commit_ts,
-                        txn_source,
-                    };
-                    emit(&commit, delete, &value, entry, out)?;
-                }
-            }
-            self.memory -= kept;
-        }
         Ok(())
     }
 
-    fn find(&mut self, key: &[u8], start_ts: Ts) -> Option<&mut Prewrite> {
-        let entries = self.prewrites.get_mut(key)?;
-        entries.iter_mut().find(|e| e.start_ts == start_ts)
-    }
-
-    fn take(&mut self, key: &[u8], start_ts: Ts) -> Option<Prewrite> {
-        let entries = self.prewrites.get_mut(key)?;
-        let at = entries.iter().position(|e| e.start_ts == start_ts)?;
-        let entry = entries.swap_remove(at);
-        if entries.is_empty() {
-            self.prewrites.remove(key);
-        }
-        self.memory -= ENTRY_OVERHEAD + key.len() + entry.value.len();
-        Some(entry)
-    }
-
-    fn forget_others(&mut self, key: &[u8], start_ts: Ts) {
-        let Some(entries) = self.prewrites.get_mut(key) else {
-            return;
-        };
-        let mut freed = 0;
-        entries.retain(|entry| {
-            let keep = entry.start_ts == start_ts;
-            if !keep {
-                freed += ENTRY_OVERHEAD + key.len() + entry.value.len();
+    /// INITIALIZED: what was put aside is decided now; false if that is not done yet.
+    fn finish_scan(
+        &mut self,
+        pool: &mut Pool,
+        out: &mut Batch,
+        enough: usize,
+    ) -> Result<bool, MatchError> {
+        while let Some(aside) = self.aside.pop_front() {
+            self.decide(&aside, pool, out)?;
+            if out.bytes() >= enough {
+                return Ok(false);
             }
-            keep
-        });
-        if entries.is_empty() {
-            self.prewrites.remove(key);
         }
-        self.memory -= freed;
+        self.initialized = true;
+        self.aside = VecDeque::new();
+        self.room.shrink_to(0);
+        self.held = 0;
+        Ok(true)
     }
+
+    /// A commit without a prewrite needs nothing: it was in the snapshot, and the scan delivered
+    /// the version as COMMITTED.
+    fn decide(
+        &mut self,
+        aside: &Aside,
+        pool: &mut Pool,
+        out: &mut Batch,
+    ) -> Result<(), MatchError> {
+        let key = aside.block.key(aside.key);
+        let Some(entry) = self.prewrites.take(key, aside.start_ts) else {
+            return Ok(());
+        };
+        let AsideKind::Commit {
+            commit_ts,
+            delete,
+            value,
+            txn_source,
+        } = aside.kind
+        else {
+            return Ok(());
+        };
+        if !delete && value.len == 0 && entry.value.len == 0 {
+            return Err(MatchError::DoubtfulValue {
+                start_ts: aside.start_ts,
+            });
+        }
+        let commit = Commit {
+            key,
+            start_ts: aside.start_ts,
+            commit_ts,
+            txn_source,
+        };
+        let mut buffer = Vec::new();
+        let shared = pool.value(&aside.block, value, &mut buffer)?;
+        let value = shared.as_deref().unwrap_or(&buffer);
+        emit(&commit, delete, value, &entry, pool, out)
+    }
+}
+
+/// Whether the entry's value is `value`.
+fn is_value(entry: &Entry, value: &[u8], pool: &mut Pool) -> Result<bool, MatchError> {
+    if entry.value.len as usize != value.len() {
+        return Ok(false);
+    }
+    let mut buffer = Vec::new();
+    let shared = entry.value(pool, &mut buffer)?;
+    Ok(shared.as_deref().unwrap_or(&buffer) == value)
 }
 
 /// The records of a commit that met its prewrite.
 fn emit(
     commit: &Commit<'_>,
     delete: bool,
-    value: &Bytes,
-    entry: Prewrite,
-    out: &mut Vec<KvRecord>,
+    value: &[u8],
+    entry: &Entry,
+    pool: &mut Pool,
+    out: &mut Batch,
 ) -> Result<(), MatchError> {
-    match (delete, value.is_empty(), entry.value.is_empty()) {
-        (true, _, _) => commit.deleted(out),
+    match (delete, value.is_empty(), entry.value.len == 0) {
+        (true, _, _) => out.delete(commit),
         // The write record had a short value, an empty one included.
-        (false, false, _) | (false, true, true) => commit.put(value, out),
+        (false, false, _) | (false, true, true) => out.put(commit, value),
         (false, true, false) if entry.doubtful => {
             return Err(MatchError::TwoValues {
                 start_ts: commit.start_ts,
             });
         }
-        (false, true, false) => commit.put_long(entry.value, out),
+        (false, true, false) => out.put_long(commit, |buffer| entry.value(pool, buffer))?,
     }
     Ok(())
 }
 
-fn commit_of<'a>(row: &'a Row, kind: &'static str) -> Result<Commit<'a>, MatchError> {
+fn commit_of<'a>(key: &'a [u8], row: &Row, kind: &'static str) -> Result<Commit<'a>, MatchError> {
     if row.commit_ts == 0 {
         return Err(MatchError::Malformed {
             kind,
@@ -364,7 +541,7 @@ fn commit_of<'a>(row: &'a Row, kind: &'static str) -> Result<Commit<'a>, MatchEr
         });
     }
     Ok(Commit {
-        key: &row.key,
+        key,
         start_ts: Ts::new(row.start_ts),
         commit_ts: Ts::new(row.commit_ts),
         txn_source: row.txn_source,
@@ -372,7 +549,7 @@ fn commit_of<'a>(row: &'a Row, kind: &'static str) -> Result<Commit<'a>, MatchEr
 }
 
 fn is_delete(row: &Row, kind: &'static str) -> Result<bool, MatchError> {
-    match OpType::try_from(row.op_type) {
+    match OpType::try_from(row.op) {
         Ok(OpType::Put) => Ok(false),
         Ok(OpType::Delete) => Ok(true),
         Ok(OpType::Unknown) | Err(_) => Err(MatchError::Malformed {

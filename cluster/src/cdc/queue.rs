@@ -1,77 +1,176 @@
-//! The queue between the reader, which never waits, and the user.
+//! The queue between the reader of the stream, which never waits for long, and the user.
 //!
-//! Bounded in bytes. When records do not fit, whole subscriptions are given back, newest first,
-//! with all they have queued: their ranges are scanned again from the durable frontier, so
-//! nothing is lost, and a resolved ts that stands behind purged records goes with them.
+//! Records that fit neither into the queue's share of the memory nor into the budget go to a
+//! temporary file, in their place of the order ([`super::parking`]). When the disk's quota is full
+//! too, whole subscriptions are given back with all they have queued: their ranges are scanned again from
+//! the durable frontier, so nothing is lost, and a resolved ts that stands behind purged records
+//! goes with them. Given back is the newest among those that hold at least half as much as the
+//! one that holds most.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
+use pitr_budget::spill::SpillDir;
+use pitr_budget::{MemoryBudget, Reservation};
 use tokio::sync::Notify;
 
+use super::parking::{Parked, Parking, ParkingError};
 use super::{CdcEvent, SubId};
 
 /// Memory of an event or record besides its bytes.
 const OVERHEAD: usize = 96;
+/// Memory of a batch on disk.
+const SLOT: usize = 256;
 
 pub(super) struct EventQueue {
     inner: Mutex<Inner>,
     filled: Notify,
+    drained: Notify,
+    taken: AtomicU64,
     limit: usize,
+    budget: Arc<MemoryBudget>,
 }
 
-#[derive(Default)]
 struct Inner {
-    events: VecDeque<CdcEvent>,
+    slots: VecDeque<Slot>,
+    /// Bytes in memory.
     bytes: usize,
-    /// Bytes of queued records per subscription.
-    queued: BTreeMap<SubId, usize>,
+    /// Bytes of queued records per subscription, in memory or on disk.
+    held: BTreeMap<SubId, usize>,
+    parking: Parking,
     closed: bool,
 }
 
+enum Slot {
+    Memory {
+        event: CdcEvent,
+        _room: Reservation,
+    },
+    /// Takes [`SLOT`] bytes of memory all the same.
+    Parked {
+        sub: SubId,
+        batch: Parked,
+        _room: Reservation,
+    },
+}
+
+/// What is in the queue.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Load {
+    pub memory: usize,
+    pub disk: usize,
+}
+
 impl EventQueue {
-    pub fn new(limit: usize) -> Self {
+    pub fn new(limit: usize, budget: Arc<MemoryBudget>, spill: Option<Arc<SpillDir>>) -> Self {
         EventQueue {
-            inner: Mutex::default(),
+            inner: Mutex::new(Inner {
+                slots: VecDeque::new(),
+                bytes: 0,
+                held: BTreeMap::new(),
+                parking: Parking::new(spill),
+                closed: false,
+            }),
             filled: Notify::new(),
+            drained: Notify::new(),
+            taken: AtomicU64::new(0),
             limit,
+            budget,
         }
     }
 
-    pub fn bytes(&self) -> usize {
-        self.inner.lock().bytes
+    pub fn load(&self) -> Load {
+        let inner = self.inner.lock();
+        let held: usize = inner.held.values().sum();
+        Load {
+            memory: inner.bytes,
+            disk: held.saturating_sub(inner.bytes),
+        }
     }
 
-    /// Appends without waiting. Returns the subscriptions that had to give way; the caller ends
-    /// those that are alive. They have nothing queued any more; if the event's own is among them,
-    /// the event is gone too.
-    pub fn push(&self, event: CdcEvent) -> Vec<SubId> {
+    /// Events taken by the user so far.
+    pub fn taken(&self) -> u64 {
+        self.taken.load(Ordering::Relaxed)
+    }
+
+    /// Wakes when the user took something.
+    pub fn drained(&self) -> &Notify {
+        &self.drained
+    }
+
+    /// Appends without waiting; records come back when there is no room for them.
+    pub fn try_push(&self, event: CdcEvent) -> Result<(), CdcEvent> {
         let mut inner = self.inner.lock();
-        let mut victims = Vec::new();
-        let size = charge(&event);
-        match &event {
-            CdcEvent::Records { sub, .. } => {
-                let sub = *sub;
-                while inner.bytes + size > self.limit {
-                    let newest = inner.queued.last_key_value().map(|(id, _)| *id);
-                    let victim = newest.map_or(sub, |id| id.max(sub));
-                    inner.purge(victim);
-                    victims.push(victim);
-                    if victim == sub {
-                        return victims;
-                    }
-                }
-                *inner.queued.entry(sub).or_insert(0) += size;
-            }
-            // The next one comes in a second.
-            CdcEvent::Resolved { .. } if inner.bytes + size > self.limit => return victims,
-            _ => {}
+        if inner.closed {
+            return Ok(());
         }
-        inner.bytes += size;
-        inner.events.push_back(event);
+        let size = charge(&event);
+        let CdcEvent::Records { sub, records } = &event else {
+            let resolved = matches!(event, CdcEvent::Resolved { .. });
+            // Left out if it does not fit: the next one comes in a second.
+            if !resolved || inner.bytes + size <= self.limit || inner.slots.is_empty() {
+                inner.bytes += size;
+                inner.slots.push_back(Slot::Memory {
+                    event,
+                    _room: self.budget.nothing(),
+                });
+            }
+            drop(inner);
+            self.filled.notify_one();
+            return Ok(());
+        };
+        let sub = *sub;
+        // As with the budget, one event of any size is accepted when nothing else waits.
+        let fits = inner.bytes == 0 || inner.bytes + size <= self.limit;
+        let reserved = fits.then(|| self.budget.try_reserve(size as u64));
+        if let Some(reserved) = reserved.flatten() {
+            inner.bytes += size;
+            let _room = reserved;
+            inner.slots.push_back(Slot::Memory { event, _room });
+        } else {
+            let fits = inner.bytes + SLOT <= self.limit;
+            let reserved = fits.then(|| self.budget.try_reserve(SLOT as u64));
+            let parked = reserved.flatten().and_then(|_room| {
+                let batch = inner.parking.park(records)?;
+                Some(Slot::Parked { sub, batch, _room })
+            });
+            let Some(parked) = parked else {
+                return Err(event);
+            };
+            inner.bytes += SLOT;
+            inner.slots.push_back(parked);
+        }
+        *inner.held.entry(sub).or_insert(0) += size;
         drop(inner);
         self.filled.notify_one();
-        victims
+        Ok(())
+    }
+
+    /// Who is to be given back, if `waits` has `size` bytes more than fit.
+    pub fn victim(&self, waits: SubId, size: usize) -> SubId {
+        let inner = self.inner.lock();
+        let waiting = inner.held.get(&waits).unwrap_or(&0) + size;
+        let most = inner.held.values().copied().max().unwrap_or(0).max(waiting);
+        let mut newest_first = inner.held.iter().rev();
+        let newest = newest_first.find(|(_, held)| **held * 2 >= most);
+        match newest {
+            Some((newest, _)) if waiting * 2 < most => *newest,
+            Some((newest, _)) => waits.max(*newest),
+            None => waits,
+        }
+    }
+
+    /// Whether nobody but `sub` has records here.
+    pub fn holds_alone(&self, sub: SubId) -> bool {
+        self.inner.lock().held.keys().all(|held| *held == sub)
+    }
+
+    /// Removes all that is queued of a subscription but its end.
+    pub fn purge(&self, victim: SubId) {
+        self.inner.lock().purge(victim);
+        self.drained.notify_one();
     }
 
     /// No more events will come.
@@ -80,12 +179,16 @@ impl EventQueue {
         self.filled.notify_one();
     }
 
-    /// The next event; `None` when the queue is closed and empty. One reader; cancel-safe.
+    /// The next event; `None` when the queue is closed and empty, or when what was moved to disk
+    /// does not come back. One reader; cancel-safe.
     pub async fn pop(&self) -> Option<CdcEvent> {
         loop {
             {
                 let mut inner = self.inner.lock();
                 if let Some(event) = inner.take() {
+                    drop(inner);
+                    self.taken.fetch_add(1, Ordering::Relaxed);
+                    self.drained.notify_one();
                     return Some(event);
                 }
                 if inner.closed {
@@ -99,130 +202,81 @@ impl EventQueue {
 
 impl Inner {
     fn take(&mut self) -> Option<CdcEvent> {
-        let event = self.events.pop_front()?;
-        let size = charge(&event);
-        self.bytes -= size;
-        if let CdcEvent::Records { sub, .. } = &event
-            && let Some(queued) = self.queued.get_mut(sub)
-        {
-            *queued -= size;
-            if *queued == 0 {
-                self.queued.remove(sub);
+        let event = match self.slots.pop_front()? {
+            Slot::Memory { event, .. } => {
+                let size = charge(&event);
+                self.bytes -= size;
+                event
+            }
+            Slot::Parked { sub, batch, .. } => {
+                self.bytes -= SLOT;
+                match batch.read() {
+                    Ok(records) => CdcEvent::Records { sub, records },
+                    Err(error) => return self.broken(&error),
+                }
+            }
+        };
+        if let CdcEvent::Records { sub, .. } = &event {
+            let size = charge(&event);
+            if let Some(held) = self.held.get_mut(sub) {
+                *held = held.saturating_sub(size);
+                if *held == 0 {
+                    self.held.remove(sub);
+                }
             }
         }
         Some(event)
     }
 
-    /// Removes all that is queued of a subscription but its end.
+    /// Nothing can be told any more without a hole: the user begins again at what is durable.
+    fn broken(&mut self, error: &ParkingError) -> Option<CdcEvent> {
+        tracing::error!(%error, "changes on disk are lost, everything is read again");
+        self.slots.clear();
+        self.held.clear();
+        self.bytes = 0;
+        self.closed = true;
+        None
+    }
+
     fn purge(&mut self, victim: SubId) {
-        self.queued.remove(&victim);
-        for event in &mut self.events {
-            if let CdcEvent::Resolved { subs, .. } = event {
+        self.held.remove(&victim);
+        for slot in &mut self.slots {
+            if let Slot::Memory {
+                event: CdcEvent::Resolved { subs, .. },
+                ..
+            } = slot
+            {
                 subs.retain(|sub| *sub != victim);
             }
         }
-        self.events.retain(|event| match event {
-            CdcEvent::Records { sub, .. } | CdcEvent::Initialized { sub } => *sub != victim,
-            CdcEvent::Resolved { subs, .. } => !subs.is_empty(),
-            CdcEvent::Ended { .. } | CdcEvent::Disconnected { .. } => true,
+        self.slots.retain(|slot| match slot {
+            Slot::Parked { sub, .. } => *sub != victim,
+            Slot::Memory { event, .. } => match event {
+                CdcEvent::Records { sub, .. } | CdcEvent::Initialized { sub } => *sub != victim,
+                CdcEvent::Resolved { subs, .. } => !subs.is_empty(),
+                CdcEvent::Ended { .. } | CdcEvent::Disconnected { .. } => true,
+            },
         });
-        self.bytes = self.events.iter().map(charge).sum();
+        let in_memory = |slot: &Slot| match slot {
+            Slot::Memory { event, .. } => charge(event),
+            Slot::Parked { .. } => SLOT,
+        };
+        self.bytes = self.slots.iter().map(in_memory).sum();
     }
 }
 
 /// Bytes charged. Ends are free: there is at most one per subscription.
-fn charge(event: &CdcEvent) -> usize {
+pub(super) fn charge(event: &CdcEvent) -> usize {
     match event {
         CdcEvent::Records { records, .. } => {
             let bytes: usize = records.iter().map(|r| r.size() + OVERHEAD).sum();
             OVERHEAD + bytes
         }
-        CdcEvent::Resolved { subs, .. } => OVERHEAD + subs.len() * std::mem::size_of::<SubId>(),
+        CdcEvent::Resolved { subs, .. } => OVERHEAD + subs.len() * size_of::<SubId>(),
         _ => 0,
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use bytes::Bytes;
-    use pitr_format::{Cf, KvRecord, OpKind, Ts};
-
-    use super::super::{EndKind, EndReason};
-    use super::*;
-
-    fn records(sub: u64, bytes: usize) -> CdcEvent {
-        CdcEvent::Records {
-            sub: SubId(sub),
-            records: vec![KvRecord {
-                cf: Cf::Write,
-                op: OpKind::Put,
-                key: Bytes::new(),
-                value: Bytes::from(vec![0; bytes]),
-            }],
-        }
-    }
-
-    fn resolved(subs: &[u64]) -> CdcEvent {
-        CdcEvent::Resolved {
-            subs: subs.iter().map(|s| SubId(*s)).collect(),
-            ts: Ts::new(9),
-        }
-    }
-
-    fn drain(queue: &EventQueue) -> Vec<String> {
-        let mut out = Vec::new();
-        while let Some(event) = queue.inner.lock().take() {
-            out.push(match event {
-                CdcEvent::Records { sub, .. } => format!("rows {}", sub.0),
-                CdcEvent::Initialized { sub } => format!("init {}", sub.0),
-                CdcEvent::Resolved { subs, .. } => format!("resolved {subs:?}"),
-                CdcEvent::Ended { sub, .. } => format!("end {}", sub.0),
-                CdcEvent::Disconnected { .. } => "gone".into(),
-            });
-        }
-        assert_eq!(queue.bytes(), 0);
-        assert!(queue.inner.lock().queued.is_empty());
-        out
-    }
-
-    #[test]
-    fn a_full_queue_gives_the_newest_subscription_back_with_all_it_has_queued() {
-        let queue = EventQueue::new(10_000);
-        assert!(queue.push(records(1, 4000)).is_empty());
-        queue.push(CdcEvent::Initialized { sub: SubId(2) });
-        assert!(queue.push(records(2, 4000)).is_empty());
-        queue.push(resolved(&[1, 2]));
-        queue.push(resolved(&[2]));
-        assert_eq!(queue.push(records(1, 4000)), [SubId(2)]);
-        assert_eq!(drain(&queue), ["rows 1", "resolved [SubId(1)]", "rows 1"]);
-    }
-
-    #[test]
-    fn the_newest_one_that_brings_too_much_gives_way_itself() {
-        let queue = EventQueue::new(10_000);
-        queue.push(records(1, 6000));
-        assert_eq!(queue.push(records(5, 6000)), [SubId(5)]);
-        assert_eq!(drain(&queue), ["rows 1"]);
-    }
-
-    #[test]
-    fn a_full_queue_drops_resolved_ts_but_never_an_end() {
-        let queue = EventQueue::new(1000);
-        queue.push(records(1, 800));
-        assert!(queue.push(resolved(&[1])).is_empty());
-        queue.push(CdcEvent::Ended {
-            sub: SubId(1),
-            reason: EndReason::new(EndKind::Unknown, ""),
-        });
-        assert_eq!(drain(&queue), ["rows 1", "end 1"]);
-    }
-
-    #[tokio::test]
-    async fn a_closed_queue_delivers_the_rest_and_then_ends() {
-        let queue = EventQueue::new(1000);
-        queue.push(records(1, 8));
-        queue.close();
-        assert!(queue.pop().await.is_some());
-        assert!(queue.pop().await.is_none());
-    }
-}
+#[path = "queue_tests.rs"]
+mod tests;

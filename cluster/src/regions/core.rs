@@ -101,6 +101,9 @@ pub(super) struct Core {
     reading: bool,
     read_due: Instant,
 
+    ended: [u64; EndKind::ALL.len()],
+    /// Why the last subscription ended that did.
+    pub last_end: Option<EndReason>,
     pub failed: bool,
     pub actions: VecDeque<Action>,
     pub events: VecDeque<TrackerEvent>,
@@ -130,6 +133,8 @@ impl Core {
             verifying: BTreeSet::new(),
             reading: false,
             read_due: now,
+            ended: Default::default(),
+            last_end: None,
             failed: false,
             actions: VecDeque::new(),
             events: VecDeque::new(),
@@ -186,6 +191,7 @@ impl Core {
             waiting: self.ready.len(),
             failing: self.penalties.len(),
             lost: self.lost.len(),
+            ended: self.ended,
         }
     }
 
@@ -328,6 +334,13 @@ impl Core {
         self.scanning -= usize::from(tracked.state == State::Scanning);
         self.unverified.remove(&sub);
         self.verifying.remove(&sub);
+        if let Some(ended) = self.ended.get_mut(reason.kind as usize) {
+            *ended += 1;
+        }
+        self.last_end = Some(EndReason {
+            regions: Vec::new(),
+            ..reason.clone()
+        });
         self.events.push_back(TrackerEvent::Ended { sub, reason });
         Some(tracked)
     }
@@ -337,7 +350,13 @@ impl Core {
             self.fail(reason.to_string());
             return;
         }
-        if matches!(reason.kind, EndKind::ServerIsBusy | EndKind::Congested) {
+        let load = [
+            EndKind::ServerIsBusy,
+            EndKind::Congested,
+            EndKind::Overrun,
+            EndKind::LargeTransaction,
+        ];
+        if load.contains(&reason.kind) {
             self.window = (self.window / 2).max(1);
         }
         let (until, before) = self.penalties.note(&tracked.range, &reason, sub.0, now);

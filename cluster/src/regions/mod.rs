@@ -21,7 +21,7 @@ use pitr_proto::metapb;
 
 pub use tracker::RegionTracker;
 
-use crate::cdc::{CdcOptions, EndReason, SubId};
+use crate::cdc::{CdcOptions, EndKind, EndReason, SubId};
 
 /// Tells up to which ts everything in a range is durable: the checkpoint_ts of the next
 /// subscription there. Must never answer more than what is published.
@@ -133,4 +133,6 @@ pub struct TrackerStats {
     pub failing: usize,
     /// Ranges lost to GC.
     pub lost: usize,
+    /// Ends of subscriptions since the start, by position in [`EndKind::ALL`].
+    pub ended: [u64; EndKind::ALL.len()],
 }

@@ -53,7 +53,7 @@ impl Penalties {
         };
         let before = region.attempts() + load.attempts();
         let delay = match reason.kind {
-            EndKind::Congested | EndKind::Overrun => load.next_delay(),
+            EndKind::Congested | EndKind::Overrun | EndKind::LargeTransaction => load.next_delay(),
             _ => region.next_delay(),
         };
         let until = now + delay.max(reason.retry_after.unwrap_or_default());

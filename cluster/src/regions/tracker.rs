@@ -4,14 +4,18 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use pitr_format::{Class, EncodedRange, Ts};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Duration, Instant, sleep_until, timeout};
 
 use super::core::{Action, Core, LoadFailed, Loaded};
 use super::{TrackerEvent, TrackerOptions, TrackerStats};
-use crate::cdc::{CdcClient, CdcError, CdcEvents, CdcStats};
+use crate::cdc::{Address, CdcClient, CdcError, CdcEvents, CdcStats, EndReason};
 use crate::pd::{PdClient, PdError};
+
+/// How long PD may take to tell where the store is.
+const ASK_PD: Duration = Duration::from_secs(3);
 
 /// Follows the leader regions of one store. Driven by [`RegionTracker::next_event`]: what the user
 /// does not take waits in the stream's bounded queue, not here.
@@ -30,16 +34,16 @@ enum Answer {
 
 impl RegionTracker {
     /// Prepares tracking; nothing is asked before the first `next_event`. Needs a tokio runtime.
-    pub fn new(pd: Arc<PdClient>, options: TrackerOptions) -> Result<Self, CdcError> {
-        let (cdc, stream) =
-            CdcClient::start(pd.cluster_id(), &options.store_address, options.cdc.clone())?;
-        Ok(RegionTracker {
+    pub fn new(pd: Arc<PdClient>, options: TrackerOptions) -> Self {
+        let address = address(pd.clone(), &options);
+        let (cdc, stream) = CdcClient::start(pd.cluster_id(), address, options.cdc.clone());
+        RegionTracker {
             core: Core::new(&options, Instant::now()),
             pd,
             cdc,
             stream,
             answers: JoinSet::new(),
-        })
+        }
     }
 
     /// The next event. `None` after [`TrackerEvent::Failed`]. Cancel-safe.
@@ -75,6 +79,11 @@ impl RegionTracker {
     /// Gauges.
     pub fn stats(&self) -> TrackerStats {
         self.core.stats()
+    }
+
+    /// Why the last subscription ended that did.
+    pub fn last_end(&self) -> Option<&EndReason> {
+        self.core.last_end.as_ref()
     }
 
     /// Gauges of the stream.
@@ -114,6 +123,28 @@ impl RegionTracker {
             }
         }
     }
+}
+
+/// Where PD says that the store is; where it was known to be while PD does not answer.
+fn address(pd: Arc<PdClient>, options: &TrackerOptions) -> Address {
+    let store_id = options.store_id;
+    let last = Arc::new(Mutex::new(options.store_address.clone()));
+    Address::asked(move || {
+        let (pd, last) = (pd.clone(), last.clone());
+        async move {
+            match timeout(ASK_PD, pd.stores()).await {
+                Ok(Ok(stores)) => {
+                    let store = stores.into_iter().find(|store| store.id == store_id);
+                    if let Some(store) = store.filter(|store| !store.address.is_empty()) {
+                        *last.lock() = store.address;
+                    }
+                }
+                Ok(Err(error)) => tracing::debug!(%error, "PD does not tell where the store is"),
+                Err(_) => tracing::debug!("PD does not tell where the store is"),
+            }
+            last.lock().clone()
+        }
+    })
 }
 
 /// The safe point is read last, right before the registers.

@@ -118,7 +118,7 @@ async fn connect(store: &Store, options: CdcOptions) -> (CdcClient, CdcEvents) {
     let router = Server::builder()
         .add_service(ChangeDataServer::new(store.clone()).max_encoding_message_size(1 << 30));
     serve(listener, router);
-    CdcClient::start(42, &url, options).unwrap()
+    CdcClient::start(42, &url[..], options)
 }
 
 fn subscription(id: u64, region_id: u64) -> Subscription {
@@ -219,6 +219,7 @@ async fn nobody_listens_and_the_store_is_not_held_up() {
     };
     let options = CdcOptions {
         queue_limit: 64 << 20,
+        patience: Duration::from_millis(200),
         ..CdcOptions::default()
     };
     let (client, mut events) = connect(&store, options).await;

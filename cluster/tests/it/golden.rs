@@ -6,7 +6,7 @@ use std::io::Read;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use pitr_cluster::cdc::{CdcEvent, EndKind, Feed, SubId, Subscription};
+use pitr_cluster::cdc::{CdcEvent, CdcOptions, EndKind, Feed, SubId, Subscription};
 use pitr_format::write_cf::{WriteRecord, WriteType};
 use pitr_format::{Cf, EncodedKey, EncodedRange, OpKind, Ts, VersionedKey};
 use pitr_proto::cdcpb::ChangeDataEvent;
@@ -85,7 +85,7 @@ fn replay(folder: &str, wanted: &[EncodedRange]) -> Replayed {
     let wanted: Arc<[EncodedRange]> = wanted.into();
     let bytes = unzip(folder, "cdc-events.bin.gz");
     let mut rest = &bytes[..];
-    let mut feed = Feed::new(7);
+    let mut feed = Feed::new(7, &CdcOptions::default());
     let mut pairs = BTreeMap::new();
     let mut out = Replayed::default();
     let mut events = Vec::new();
@@ -120,7 +120,8 @@ fn replay(folder: &str, wanted: &[EncodedRange]) -> Replayed {
             }
         }
         for message in messages {
-            feed.on_message(message, &mut events);
+            let bytes = message.encode_to_vec().into();
+            feed.on_message(&bytes, &mut events).unwrap();
         }
         events.drain(..).for_each(|event| out.take(event));
     }

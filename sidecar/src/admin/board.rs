@@ -106,6 +106,35 @@ pub struct TaskStatus {
     pub last_flush: Option<String>,
     /// What holds the checkpoint, when it lags more than flushing explains.
     pub held_by: Option<HeldBy>,
+    /// The change stream and its regions, once they are followed.
+    pub tracking: Option<RegionStatus>,
+}
+
+/// Regions of a task on this store.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct RegionStatus {
+    /// Number of regions by state: `scanning`, `verifying` (scan complete, GC is being checked),
+    /// `live`, `waiting` (for a scan), `failing` (within the last minutes) and `lost` (to GC).
+    pub regions: BTreeMap<String, u64>,
+    /// Ends of subscriptions in this session, by kind.
+    pub ended: BTreeMap<String, u64>,
+    /// Why the last one ended.
+    pub last_end: Option<String>,
+    /// What the stream holds.
+    pub stream: StreamStatus,
+}
+
+/// Bytes of changes that are not with the observer yet.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct StreamStatus {
+    /// Waiting in memory.
+    pub queued_bytes: u64,
+    /// Waiting on disk.
+    pub queued_disk_bytes: u64,
+    /// Rows of unfinished transactions, in memory or on disk.
+    pub unfinished_bytes: u64,
+    /// Memory that these take.
+    pub unfinished_memory_bytes: u64,
 }
 
 impl TaskStatus {
@@ -127,6 +156,7 @@ impl TaskStatus {
             events_per_second: 0.0,
             last_flush: None,
             held_by: None,
+            tracking: None,
         }
     }
 }
@@ -407,8 +437,15 @@ mod tests {
     fn a_task_is_one_flat_object_in_json() {
         let board = Board::new(LIMIT);
         board.set_state("t", 7, TaskState::Running);
+        board.task("t", |task| {
+            task.tracking = Some(RegionStatus {
+                ended: [("overrun".to_owned(), 2)].into(),
+                ..RegionStatus::default()
+            });
+        });
         let json = serde_json::to_value(board.snapshot()).unwrap();
         assert_eq!(json["tasks"][0]["state"], "running");
         assert_eq!(json["tasks"][0]["start_ts"], 7);
+        assert_eq!(json["tasks"][0]["tracking"]["ended"]["overrun"], 2);
     }
 }

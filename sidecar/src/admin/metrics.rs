@@ -2,7 +2,7 @@
 //! to the sidecar itself. Counters carry no `_total`, as in TiKV's log backup
 //! (tikv/tikv `components/backup-stream/src/metrics.rs`).
 
-use prometheus::{Encoder, IntCounter, IntCounterVec, Opts, Registry, TextEncoder};
+use prometheus::{Encoder, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder};
 
 /// Handles of all metrics.
 pub struct Metrics {
@@ -10,6 +10,9 @@ pub struct Metrics {
     /// Those that the observer keeps, and task states, lag and errors.
     pub observer: pitr_observer::Metrics,
     metadata_events: IntCounterVec,
+    ends: IntCounterVec,
+    regions: IntGaugeVec,
+    stream: IntGaugeVec,
 }
 
 impl Metrics {
@@ -30,7 +33,28 @@ impl Metrics {
             &["type"],
         )?;
         registry.register(Box::new(metadata_events.clone()))?;
+        let ends = IntCounterVec::new(
+            Opts::new("tikv_pitr_cdc_ends", "Ends of subscriptions by kind."),
+            &["kind"],
+        )?;
+        let regions = IntGaugeVec::new(
+            Opts::new(
+                "tikv_pitr_cdc_regions",
+                "Regions that are followed, by state.",
+            ),
+            &["task", "state"],
+        )?;
+        let stream = IntGaugeVec::new(
+            Opts::new("tikv_pitr_cdc_bytes", "Bytes that the change stream holds."),
+            &["task", "what"],
+        )?;
+        registry.register(Box::new(ends.clone()))?;
+        registry.register(Box::new(regions.clone()))?;
+        registry.register(Box::new(stream.clone()))?;
         Ok(Metrics {
+            ends,
+            regions,
+            stream,
             observer: pitr_observer::Metrics::new(&registry)?,
             metadata_events,
             registry,
@@ -43,10 +67,31 @@ impl Metrics {
         self.metadata_events.with_label_values(&[kind]).inc();
     }
 
+    /// Counts ended subscriptions of a kind.
+    pub fn count_ends(&self, kind: &str, count: u64) {
+        self.ends.with_label_values(&[kind]).inc_by(count);
+    }
+
+    /// Shows the regions of a task by state.
+    pub fn show_regions(&self, task: &str, states: &[(&str, usize)]) {
+        show(&self.regions, task, states);
+    }
+
+    /// Shows what the change stream of a task holds.
+    pub fn show_stream(&self, task: &str, bytes: &[(&str, usize)]) {
+        show(&self.stream, task, bytes);
+    }
+
     /// Everything in Prometheus' text format.
     pub fn text(&self) -> prometheus::Result<String> {
         let mut out = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut out)?;
         String::from_utf8(out).map_err(|error| prometheus::Error::Msg(error.to_string()))
+    }
+}
+
+fn show(gauges: &IntGaugeVec, task: &str, values: &[(&str, usize)]) {
+    for (label, value) in values {
+        gauges.with_label_values(&[task, label]).set(*value as i64);
     }
 }

@@ -8,6 +8,7 @@ pub mod guard;
 mod hold;
 mod lag;
 mod memory;
+mod region_page;
 mod runner;
 mod session;
 mod sink;

@@ -144,8 +144,8 @@ impl Session {
             .map_err(|error| failed(code_of(error.class()), &error))?;
         let observer = Observer::start(observer_config(context), env, ranges.clone())
             .map_err(|error| failed(Code::Internal, &error))?;
-        let source = Source::start(context, ranges, publisher.frontier(), observer.clone())
-            .map_err(End::not_loaded)?;
+        let frontier = publisher.frontier();
+        let source = Source::start(context, ranges, frontier, observer.clone(), &task.name);
         let (globals, followed) = watch::channel(global);
         let keeper = tokio::spawn(hold::keep(context.clone(), task.name.clone(), followed));
         let clock = LagClock::new(now, publisher.published().object.max(start_ts));

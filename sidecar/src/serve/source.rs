@@ -7,18 +7,24 @@
 
 use std::sync::Arc;
 
+use pitr_cluster::cdc::CdcOptions;
 use pitr_cluster::regions::{RegionTracker, TrackerEvent, TrackerOptions};
 use pitr_format::EncodedRange;
 use pitr_observer::{ObserverHandle, RegionMeta, SendError, SharedFrontier, SourceEvent};
 use pitr_proto::metapb;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
+use tokio::time::{Duration, MissedTickBehavior, interval};
 
 use super::Context;
+use super::region_page::RegionPage;
 use super::standing::Regions;
 use crate::codes::Code;
 use crate::failure::Failure;
 use crate::time;
+
+/// How often the state of the regions is shown.
+const SHOW: Duration = Duration::from_secs(1);
 
 /// Why no more changes come.
 pub(super) enum Lost {
@@ -48,28 +54,35 @@ impl Source {
         ranges: Vec<EncodedRange>,
         frontier: SharedFrontier,
         observer: ObserverHandle,
-    ) -> Result<Source, Failure> {
-        let options = TrackerOptions::new(
-            context.store_id,
-            context.store_addr.clone(),
-            ranges,
-            Arc::new(move |range: &EncodedRange| frontier.min_over(range)),
-        );
-        let tracker = RegionTracker::new(context.cluster.pd.clone(), options)
-            .map_err(|error| Failure::from_error(Code::Internal, &error))?;
+        task: &str,
+    ) -> Source {
+        let options = TrackerOptions {
+            cdc: CdcOptions::new(context.env.budget.clone(), context.env.spill.clone()),
+            ..TrackerOptions::new(
+                context.store_id,
+                context.store_addr.clone(),
+                ranges,
+                Arc::new(move |range: &EncodedRange| frontier.min_over(range)),
+            )
+        };
         let (tell, lost) = oneshot::channel();
         let regions = Regions::default();
-        let told = regions.clone();
+        let pump = Pump {
+            tracker: RegionTracker::new(context.cluster.pd.clone(), options),
+            observer,
+            page: RegionPage::new(context.clone(), task.to_owned()),
+            regions: regions.clone(),
+        };
         let pump = tokio::spawn(async move {
-            let why = pump(tracker, observer, told).await;
+            let why = pump.run().await;
             // A session that is gone does not care.
             let _ = tell.send(why);
         });
-        Ok(Source {
+        Source {
             pump,
             lost,
             regions,
-        })
+        }
     }
 
     /// The regions that are tailed, and why others are not.
@@ -90,31 +103,62 @@ impl Source {
     }
 }
 
-async fn pump(mut tracker: RegionTracker, observer: ObserverHandle, regions: Regions) -> Lost {
-    while let Some(event) = tracker.next_event().await {
+struct Pump {
+    tracker: RegionTracker,
+    observer: ObserverHandle,
+    page: RegionPage,
+    regions: Regions,
+}
+
+impl Pump {
+    async fn run(mut self) -> Lost {
+        let mut show = interval(SHOW);
+        show.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let event = tokio::select! {
+                event = self.tracker.next_event() => event,
+                _ = show.tick() => {
+                    self.page.show(&self.tracker);
+                    continue;
+                }
+            };
+            let Some(event) = event else {
+                return Lost::Broken(Failure::new(
+                    Code::ChangeStreamEnded,
+                    "the change stream ended",
+                ));
+            };
+            if let Err(lost) = self.take(event).await {
+                self.page.show(&self.tracker);
+                return lost;
+            }
+        }
+    }
+
+    async fn take(&mut self, event: TrackerEvent) -> Result<(), Lost> {
+        let (observer, regions) = (&self.observer, &self.regions);
         let handed = match event {
             TrackerEvent::Gap {
                 range,
                 checkpoint_ts,
                 safe_point,
             } => {
-                return Lost::Gap(format!(
+                return Err(Lost::Gap(format!(
                     "GC removed history of range {range:?}: it must be read from {}, the GC \
                      safepoint is {}; take a new full copy and start a new task into a new archive",
                     time::line(checkpoint_ts),
                     time::line(safe_point),
-                ));
+                )));
             }
             TrackerEvent::Failed { text } => {
-                return Lost::Broken(
-                    Failure::new(Code::ChangeStreamEnded, text).effect("the checkpoint stays"),
-                );
+                let failure = Failure::new(Code::ChangeStreamEnded, text);
+                return Err(Lost::Broken(failure.effect("the checkpoint stays")));
             }
             TrackerEvent::Resolved { subs, ts } => {
                 let resolved = subs
                     .into_iter()
                     .map(|sub| SourceEvent::Resolved { sub: sub.0, ts });
-                hand_over(&observer, resolved).await
+                hand_over(observer, resolved).await
             }
             TrackerEvent::Started {
                 sub,
@@ -140,14 +184,8 @@ async fn pump(mut tracker: RegionTracker, observer: ObserverHandle, regions: Reg
                 observer.send(SourceEvent::Ended { sub: sub.0 }).await
             }
         };
-        if let Err(error) = handed {
-            return Lost::Broken(Failure::from_error(Code::ChangeStreamEnded, &error));
-        }
+        handed.map_err(|error| Lost::Broken(Failure::from_error(Code::ChangeStreamEnded, &error)))
     }
-    Lost::Broken(Failure::new(
-        Code::ChangeStreamEnded,
-        "the change stream ended",
-    ))
 }
 
 async fn hand_over(
