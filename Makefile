@@ -45,9 +45,10 @@ demo: build $(if $(filter real,$(PD)),interop-build)
 playground: build
 	@$(PITR_VENV)/bin/python demo/playground.py
 
-# The long rounds: PITR_ROUNDS is the number of kills and of faulty runs (CI runs 3 of each).
+# The long rounds and the full sizes of the memory tests: PITR_ROUNDS is the number of kills and of faulty runs (CI runs 3 of each).
 soak: build
 	PITR_ROUNDS=$${PITR_ROUNDS:-10} cargo test --locked -p pitr-sidecar --test it -- soak --nocapture
+	PITR_MEMORY=full cargo test --locked -p pitr-sidecar --test it -- memory:: --nocapture --test-threads=1
 
 # What each path costs against what the machine allows; BENCH=capture-grpc runs what begins so.
 # About three minutes; seconds per bench: BENCH_SECONDS.

@@ -3,6 +3,7 @@
 //! what the verbs call.
 
 pub mod admin;
+pub mod allocator;
 pub mod archive;
 pub mod cli;
 pub mod cluster;

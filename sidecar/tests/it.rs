@@ -2,10 +2,16 @@
 //! back, against the playground.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+/// That of the binary, for the server that runs inside of this one.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 #[path = "it/archives.rs"]
 mod archives;
 #[path = "it/command.rs"]
 mod command;
+#[path = "it/memory/mod.rs"]
+mod memory;
 #[path = "it/pauses.rs"]
 mod pauses;
 #[path = "../../interop/pd_servers.rs"]

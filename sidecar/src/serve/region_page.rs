@@ -81,7 +81,6 @@ fn bytes(stream: &CdcStats) -> [(&'static str, usize); 4] {
 fn ends(stats: &TrackerStats) -> BTreeMap<String, u64> {
     let counts = EndKind::ALL.into_iter().zip(stats.ended);
     let happened = counts.filter(|(_, count)| *count > 0);
-    happened
-        .map(|(kind, count)| (kind.as_str(), count))
-        .collect()
+    let named = |(kind, count): (EndKind, u64)| (kind.as_str().to_owned(), count);
+    happened.map(named).collect()
 }
