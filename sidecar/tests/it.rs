@@ -2,10 +2,15 @@
 //! back, against the playground.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+<<<<<<< HEAD
 /// That of the binary, for the server that runs inside of this one.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
+=======
+#[path = "it/archive_verbs.rs"]
+mod archive_verbs;
+>>>>>>> c43a81b (Look into an archive without a cluster: archive ls, stat, cat and find; speed-test measures machine and storage)
 #[path = "it/archives.rs"]
 mod archives;
 #[path = "it/command.rs"]
@@ -22,6 +27,8 @@ mod real_pd;
 mod refusals;
 #[path = "it/rounds/mod.rs"]
 mod rounds;
+#[path = "it/speed_test.rs"]
+mod speed_test;
 #[path = "it/status.rs"]
 mod status;
 #[path = "it/surfaces.rs"]
