@@ -2,15 +2,12 @@
 //! back, against the playground.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-<<<<<<< HEAD
 /// That of the binary, for the server that runs inside of this one.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-=======
 #[path = "it/archive_verbs.rs"]
 mod archive_verbs;
->>>>>>> c43a81b (Look into an archive without a cluster: archive ls, stat, cat and find; speed-test measures machine and storage)
 #[path = "it/archives.rs"]
 mod archives;
 #[path = "it/command.rs"]
