@@ -200,11 +200,12 @@ class Playground:
         home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
         target = os.environ.get("CARGO_TARGET_DIR") or pathlib.Path(home) / "tikv-pitr" / "target"
         binary = pathlib.Path(target) / "debug" / "tikv-pitr-playground"
-        self.process = subprocess.Popen(
-            [binary, "--data-dir", self.folder / "data", "--pd-addr", "127.0.0.1:0",
-             "--store-addr", "127.0.0.1:0", "--resolved-ts-interval", "3600000"],
-            stdout=subprocess.PIPE, stderr=open(self.folder / "playground.log", "ab"),
-        )
+        with open(self.folder / "playground.log", "ab") as log:
+            self.process = subprocess.Popen(
+                [binary, "--data-dir", self.folder / "data", "--pd-addr", "127.0.0.1:0",
+                 "--store-addr", "127.0.0.1:0", "--resolved-ts-interval", "3600000"],
+                stdout=subprocess.PIPE, stderr=log,
+            )
         said = json.loads(self.process.stdout.readline())
         self.cluster_id = said["cluster_id"]
         options = [("grpc.max_receive_message_length", -1)]
