@@ -2,7 +2,7 @@
 //! be known, the span of time outside of which it has no record. Names of forms that are not known
 //! span everything, so that no filter ever hides them.
 
-use jiff::civil::Date;
+use jiff::civil::{Date, Time};
 use jiff::tz::TimeZone;
 use pitr_format::Ts;
 use pitr_format::object_name::{
@@ -156,11 +156,12 @@ fn log(path: &str, kind: Kind) -> Option<Name> {
 
 fn end_of_hour(day: &str, hour: &str) -> Option<Ts> {
     let day = Date::strptime("%Y%m%d", day).ok()?;
-    let hour = day.at(hour.parse().ok()?, 0, 0, 0);
-    if !(0..24).contains(&hour.hour()) {
-        return None;
-    }
-    let begin = hour.to_zoned(TimeZone::UTC).ok()?.timestamp();
+    let hour = Time::new(hour.parse().ok()?, 0, 0, 0).ok()?;
+    let begin = day
+        .to_datetime(hour)
+        .to_zoned(TimeZone::UTC)
+        .ok()?
+        .timestamp();
     let end = u64::try_from(begin.as_millisecond())
         .ok()?
         .checked_add(HOUR_MS)?;
