@@ -55,7 +55,7 @@ impl Code {
             }
             BadConfig | AdminAddressUnusable => Exit::Config,
             UnknownCode | StoreNotFound | ObjectNotFound | TaskNotFound | NoBackupMeta
-            | NoCheckpoint | KeyNotInLog | UnreferencedLog | OpaqueObject => Exit::NotFound,
+            | NoCheckpoint => Exit::NotFound,
             WrongCluster
             | KeyLocked
             | SeveralStores

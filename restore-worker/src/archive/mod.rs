@@ -6,7 +6,6 @@
 
 mod info;
 mod metas;
-mod walk;
 
 use pitr_format::Class;
 use pitr_format::backup_meta::BackupMetaError;
@@ -16,7 +15,6 @@ use crate::damage::Damage;
 use crate::plan::Slice;
 pub use info::ArchiveInfo;
 pub use metas::{MetaContent, MetaObject};
-pub use walk::{MetaWalk, meta_paths};
 
 /// Attempts of each read.
 const ATTEMPTS: u32 = 5;
