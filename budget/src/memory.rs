@@ -1,7 +1,7 @@
 //! The shared counter of reserved bytes, and reservations of it.
 //!
-//! Invariant: `used` never passes the limit, except for one reservation that was made while nothing
-//! else was reserved.
+//! Invariant: `used` never passes the limit, except for one reservation that was made, or grown by
+//! [`Reservation::try_grow_alone`], while nothing else was reserved.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -31,7 +31,7 @@ impl MemoryBudget {
     /// Reserves `bytes`, or `None` when they do not fit. An empty budget accepts any size, so that
     /// one batch above the limit cannot wait for ever.
     pub fn try_reserve(self: &Arc<Self>, bytes: u64) -> Option<Reservation> {
-        self.take(bytes, true).then(|| Reservation {
+        self.take(bytes, Some(0)).then(|| Reservation {
             budget: Arc::clone(self),
             bytes,
         })
@@ -80,13 +80,13 @@ impl MemoryBudget {
         &self.room
     }
 
-    /// Adds `bytes` to what is used if they fit, or if nothing is used and that is enough.
-    fn take(&self, bytes: u64, empty_is_enough: bool) -> bool {
+    /// Adds `bytes` to what is used if they fit, or if exactly `alone` is used.
+    fn take(&self, bytes: u64, alone: Option<u64>) -> bool {
         let before = self
             .used
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |used| {
                 let after = used.checked_add(bytes)?;
-                let accepts = bytes == 0 || after <= self.limit || (used == 0 && empty_is_enough);
+                let accepts = bytes == 0 || after <= self.limit || Some(used) == alone;
                 accepts.then_some(after)
             });
         match before {
@@ -127,7 +127,18 @@ impl Reservation {
     /// Takes `more` bytes if they fit; else nothing changes. Never passes the limit.
     #[must_use]
     pub fn try_grow(&mut self, more: u64) -> bool {
-        let fits = self.budget.take(more, false);
+        self.grow(more, None)
+    }
+
+    /// As [`Reservation::try_grow`], but whoever holds everything that is reserved may pass the
+    /// limit, as an empty budget accepts any size: for work that could never be done otherwise.
+    #[must_use]
+    pub fn try_grow_alone(&mut self, more: u64) -> bool {
+        self.grow(more, Some(self.bytes))
+    }
+
+    fn grow(&mut self, more: u64, alone: Option<u64>) -> bool {
+        let fits = self.budget.take(more, alone);
         if fits {
             self.bytes += more;
         }
@@ -216,6 +227,21 @@ mod tests {
         assert!(!first.try_grow(51), "not even alone");
         drop(first);
         assert_eq!((budget.used(), budget.peak()), (0, 100));
+    }
+
+    #[test]
+    fn only_who_holds_everything_may_grow_above_the_limit_and_only_when_it_says_so() {
+        let budget = MemoryBudget::new(100);
+        let mut first = budget.try_reserve(60).unwrap();
+        let other = budget.try_reserve(1).unwrap();
+        assert!(!first.try_grow_alone(1000), "somebody else holds a byte");
+        drop(other);
+        assert!(!first.try_grow(1000));
+        assert!(first.try_grow_alone(1000));
+        assert_eq!((first.bytes(), budget.used()), (1060, 1060));
+        assert!(budget.try_reserve(1).is_none());
+        drop(first);
+        assert_eq!(budget.used(), 0);
     }
 
     #[tokio::test]

@@ -124,6 +124,15 @@ pub fn split_versioned(versioned: &[u8]) -> Result<(&[u8], Ts), KeyError> {
     }
 }
 
+/// The smallest key behind all keys with this prefix; `None` when there is none, as
+/// behind an empty one.
+pub fn prefix_end(prefix: &[u8]) -> Option<Vec<u8>> {
+    let keep = prefix.iter().rposition(|b| *b != 0xFF)?;
+    let mut end = prefix[..=keep].to_vec();
+    end[keep] += 1;
+    Some(end)
+}
+
 /// `z` + `key`: the key inside RocksDB.
 pub fn data_key(key: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(key.len() + 1);
@@ -245,6 +254,14 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn the_end_of_a_prefix_is_the_first_key_without_it() {
+        let end = |prefix: &[u8]| prefix_end(prefix);
+        assert_eq!(end(b"ab").as_deref(), Some(&b"ac"[..]));
+        assert_eq!(end(&[1, 0xFF, 0xFF]).as_deref(), Some(&[2][..]));
+        assert_eq!((end(&[0xFF]), end(b"")), (None, None));
+    }
 
     fn encoded(raw: &[u8]) -> String {
         hex::encode(EncodedKey::encode(raw).as_bytes())

@@ -1,7 +1,7 @@
 //! Optional replacement of a user-key prefix, for example of a JuiceFS volume's name.
 
 use bytes::Bytes;
-use pitr_format::key::append_encoded;
+use pitr_format::key::{append_encoded, prefix_end};
 use pitr_format::{EncodedKey, EncodedRange};
 
 /// Replaces one user-key prefix by another. Keys without the old prefix are not restored, so that
@@ -54,14 +54,6 @@ impl Rewrite {
             prefix_end(&self.new).map_or(Bytes::new(), |end| EncodedKey::encode(&end).into_bytes()),
         )
     }
-}
-
-/// The smallest key behind all keys with this prefix; `None` when there is none.
-fn prefix_end(prefix: &[u8]) -> Option<Vec<u8>> {
-    let keep = prefix.iter().rposition(|b| *b != 0xFF)?;
-    let mut end = prefix[..=keep].to_vec();
-    end[keep] += 1;
-    Some(end)
 }
 
 #[cfg(test)]

@@ -234,14 +234,7 @@ fn revision(header: &Option<pb::ResponseHeader>) -> i64 {
 
 /// The first key behind every key with `prefix`; `00` = no bound (etcd's convention).
 pub fn prefix_end(prefix: &[u8]) -> Bytes {
-    let mut end = prefix.to_vec();
-    while let Some(last) = end.pop() {
-        if last < 0xFF {
-            end.push(last + 1);
-            return end.into();
-        }
-    }
-    Bytes::from_static(&[0])
+    pitr_format::key::prefix_end(prefix).map_or(Bytes::from_static(&[0]), Bytes::from)
 }
 
 /// Comparisons of a transaction.

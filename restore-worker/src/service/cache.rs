@@ -82,9 +82,10 @@ impl SliceCache {
         bytes.min(eighth).max(1)
     }
 
-    /// Adds `bytes` to what a call holds; lets entries go if that makes room.
+    /// Adds `bytes` to what a call holds; lets entries go if that makes room. A call that is alone
+    /// may pass the limit: a slice larger than the budget could never be applied otherwise.
     pub(super) fn grow(&self, held: &mut Reservation, bytes: u64) -> Result<(), ImportError> {
-        while !held.try_grow(bytes) {
+        while !held.try_grow_alone(bytes) {
             if !self.evict_oldest() {
                 return Err(ImportError::Busy);
             }

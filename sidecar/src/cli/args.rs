@@ -20,6 +20,17 @@ pub struct PdArgs {
     pub pd: Vec<String>,
 }
 
+/// A task of the cluster.
+#[derive(Clone, Debug, Args)]
+pub struct TaskArgs {
+    /// The cluster.
+    #[command(flatten)]
+    pub pd: PdArgs,
+    /// Name of the task.
+    #[arg(long, value_name = "NAME")]
+    pub task_name: String,
+}
+
 /// Where the archive is.
 #[derive(Clone, Debug, Args)]
 pub struct StorageArgs {

@@ -8,7 +8,7 @@ use pitr_format::Ts;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::args::{OutputArgs, PdArgs};
+use super::args::{OutputArgs, TaskArgs};
 use super::{Outcome, output};
 use crate::cluster::Cluster;
 use crate::codes::Code;
@@ -21,10 +21,7 @@ use crate::time;
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    pd: PdArgs,
-    /// Name of the task.
-    #[arg(long, value_name = "NAME")]
-    task_name: String,
+    task: TaskArgs,
     /// How long GC keeps what the task still has to read.
     #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = humantime::parse_duration)]
     gc_ttl: Duration,
@@ -50,8 +47,8 @@ pub(super) struct Report {
 
 /// Runs the verb.
 pub async fn run(args: Args) -> Outcome {
-    let cluster = Cluster::connect(&args.pd.pd).await?;
-    let name = &args.task_name;
+    let cluster = Cluster::connect(&args.task.pd.pd).await?;
+    let name = &args.task.task_name;
     keys::check_name(name)?;
     let standing = Standing::of(&cluster, name).await?;
     if let Some(pause) = &standing.pause {
@@ -80,7 +77,7 @@ pub async fn run(args: Args) -> Outcome {
         return Err(already(name, &now.pause.unwrap_or(pause)));
     }
     let report = Report {
-        task: args.task_name.clone(),
+        task: args.task.task_name.clone(),
         checkpoint: time::show(checkpoint),
         gc_held_seconds: args.gc_ttl.as_secs(),
         pause,

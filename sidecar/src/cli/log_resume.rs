@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::Outcome;
-use super::args::{OutputArgs, PdArgs};
+use super::args::{OutputArgs, TaskArgs};
 use super::log_pause::Standing;
 use crate::cluster::Cluster;
 use crate::codes::Code;
@@ -22,10 +22,7 @@ const RESUME_TTL_SECS: i64 = 1800;
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    pd: PdArgs,
-    /// Name of the task.
-    #[arg(long, value_name = "NAME")]
-    task_name: String,
+    task: TaskArgs,
     #[command(flatten)]
     output: OutputArgs,
 }
@@ -43,8 +40,8 @@ pub(super) struct Report {
 
 /// Runs the verb.
 pub async fn run(args: Args) -> Outcome {
-    let cluster = Cluster::connect(&args.pd.pd).await?;
-    let name = &args.task_name;
+    let cluster = Cluster::connect(&args.task.pd.pd).await?;
+    let name = &args.task.task_name;
     keys::check_name(name)?;
     let standing = Standing::of(&cluster, name).await?;
     let not_paused = || Failure::new(Code::NotPaused, format!("task {name:?} is not paused"));
@@ -71,7 +68,7 @@ pub async fn run(args: Args) -> Outcome {
         .set_service_safe_point(&id, RESUME_TTL_SECS, keep)
         .await?;
     let report = Report {
-        task: args.task_name.clone(),
+        task: args.task.task_name.clone(),
         checkpoint: time::show(checkpoint),
         pause,
     };

@@ -5,7 +5,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::Outcome;
-use super::args::{OutputArgs, PdArgs};
+use super::args::{OutputArgs, TaskArgs};
 use crate::cluster::Cluster;
 use crate::failure::{Exit, Failure};
 use crate::serve::guard;
@@ -14,10 +14,7 @@ use crate::serve::guard;
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    pd: PdArgs,
-    /// Name of the task.
-    #[arg(long, value_name = "NAME")]
-    task_name: String,
+    task: TaskArgs,
     #[command(flatten)]
     output: OutputArgs,
 }
@@ -33,15 +30,15 @@ pub(super) struct Report {
 
 /// Runs the verb.
 pub async fn run(args: Args) -> Outcome {
-    let cluster = Cluster::connect(&args.pd.pd).await?;
-    cluster.tasks.stop(&args.task_name).await?;
+    let cluster = Cluster::connect(&args.task.pd.pd).await?;
+    cluster.tasks.stop(&args.task.task_name).await?;
     // The sidecars remove theirs when they see the task go; those that do not run cannot.
-    let released = safe_points_of(&cluster, &args.task_name).await?;
+    let released = safe_points_of(&cluster, &args.task.task_name).await?;
     for id in &released {
         cluster.pd.set_service_safe_point(id, 0, Ts::ZERO).await?;
     }
     let report = Report {
-        task: args.task_name,
+        task: args.task.task_name,
         released,
     };
     args.output.show(&report, || {

@@ -8,7 +8,7 @@
 use std::ops::Bound;
 
 use bytes::Bytes;
-use pitr_format::key::{TS_LEN, append_encoded, decode_prefix, split_versioned};
+use pitr_format::key::{TS_LEN, append_encoded, decode_prefix, prefix_end, split_versioned};
 use pitr_format::write_cf::WriteRecord;
 use pitr_format::{Cf, EncodedKey};
 use pitr_proto::import_sstpb::{DownloadRequestType, RewriteRule, SstMeta};
@@ -205,14 +205,6 @@ impl KeyRule {
 
 fn bad_key(key: &[u8], what: &dyn std::fmt::Display) -> ImportError {
     ImportError::BadFormat(format!("key {}: {what}", hex::encode_upper(key)))
-}
-
-/// The smallest key behind all keys with this prefix; `None` when there is none.
-fn prefix_end(prefix: &[u8]) -> Option<Vec<u8>> {
-    let keep = prefix.iter().rposition(|b| *b != 0xFF)?;
-    let mut end = prefix[..=keep].to_vec();
-    end[keep] += 1;
-    Some(end)
 }
 
 #[cfg(test)]
