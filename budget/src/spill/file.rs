@@ -176,7 +176,8 @@ impl Extent {
         }
     }
 
-    fn damaged(&self) -> SpillError {
+    /// The error of bytes that are not those that were written.
+    pub fn damaged(&self) -> SpillError {
         SpillError::Damaged {
             path: self.shared.path.clone(),
             offset: self.offset,

@@ -244,13 +244,14 @@ impl Pool {
             _ => {
                 self.window = None;
                 let bytes = extent.read()?;
-                self.window = Some((extent, bytes.clone()));
+                self.window = Some((extent.clone(), bytes.clone()));
                 bytes
             }
         };
         let range = span.range();
+        // Never less than the value: an empty one in its place would pass for the truth.
         let inside = bytes.get(offset + range.start..offset + range.end);
-        buffer.extend_from_slice(inside.unwrap_or_default());
+        buffer.extend_from_slice(inside.ok_or_else(|| extent.damaged())?);
         Ok(None)
     }
 
@@ -290,11 +291,11 @@ impl Pool {
             return Ok(());
         };
         let mut parts = Vec::with_capacity(blocks.len());
+        let mut moved = Vec::with_capacity(blocks.len());
         for block in blocks {
-            match &*block.values.lock() {
-                Values::Memory(bytes) => parts.push(bytes.clone()),
-                // A candidate has never been moved.
-                Values::Disk { .. } => parts.push(Bytes::new()),
+            if let Values::Memory(bytes) = &*block.values.lock() {
+                parts.push(bytes.clone());
+                moved.push(block);
             }
         }
         if self.file.as_ref().is_none_or(|file| file.len() >= FILE) {
@@ -306,7 +307,7 @@ impl Pool {
         };
         let extent = Arc::new(file.append_parts(parts.iter().map(|part| &part[..]))?);
         let mut offset = 0;
-        for (block, part) in blocks.iter().zip(&parts) {
+        for (block, part) in moved.into_iter().zip(&parts) {
             *block.values.lock() = Values::Disk {
                 extent: extent.clone(),
                 offset,
