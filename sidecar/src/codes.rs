@@ -315,6 +315,24 @@ codes! {
         effect: "Nothing was written.",
         action: "Restore with the tool that wrote them."
     }
+    KeyNotInLog = 1409 {
+        title: "The log has no record of the key",
+        cause: "The key was not changed in the time that was asked for, lies outside of the ranges of the task, or is written in another form than the one that was given.",
+        effect: "None: nothing is missing from the archive because of this.",
+        action: "Check the form of the key (raw text, `hex:`, `encoded:`) and the times; a value older than the log is in the base snapshot."
+    }
+    UnreferencedLog = 1410 {
+        title: "No meta refers to the log object",
+        cause: "A flush ended before it wrote its meta, and its records were written again under another name.",
+        effect: "None: a restore does not read the object, and no checkpoint counts on it.",
+        action: "Leave it; `tikv-pitr verify data` lists all such objects."
+    }
+    OpaqueObject = 1411 {
+        title: "The object has no form that can be shown",
+        cause: "It is none of the objects of a log archive: another tool or a person put it there.",
+        effect: "None: nothing reads it.",
+        action: "`tikv-pitr archive ls` lists what is in the archive."
+    }
     OutsideWindow = 1501 {
         title: "The time lies outside of what the archive covers",
         cause: "It is before the begin of the log or after its checkpoint.",

@@ -55,7 +55,7 @@ impl Code {
             }
             BadConfig | AdminAddressUnusable => Exit::Config,
             UnknownCode | StoreNotFound | ObjectNotFound | TaskNotFound | NoBackupMeta
-            | NoCheckpoint => Exit::NotFound,
+            | NoCheckpoint | KeyNotInLog | UnreferencedLog | OpaqueObject => Exit::NotFound,
             WrongCluster
             | KeyLocked
             | SeveralStores

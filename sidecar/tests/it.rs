@@ -6,6 +6,8 @@
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
+#[path = "it/archive_verbs.rs"]
+mod archive_verbs;
 #[path = "it/archives.rs"]
 mod archives;
 #[path = "it/command.rs"]
@@ -22,6 +24,8 @@ mod real_pd;
 mod refusals;
 #[path = "it/rounds/mod.rs"]
 mod rounds;
+#[path = "it/speed_test.rs"]
+mod speed_test;
 #[path = "it/status.rs"]
 mod status;
 #[path = "it/surfaces.rs"]

@@ -53,7 +53,10 @@ pub(super) async fn read_all(storage: &dyn Storage) -> Result<Vec<MetaObject>, S
         .await
 }
 
-async fn read_one(storage: &dyn Storage, path: String) -> Result<MetaObject, StorageError> {
+pub(super) async fn read_one(
+    storage: &dyn Storage,
+    path: String,
+) -> Result<MetaObject, StorageError> {
     let name = MetaName::parse(&path).ok();
     let content = match get(storage, &path, ATTEMPTS).await {
         Ok(bytes) => match decode_metadata(&bytes) {

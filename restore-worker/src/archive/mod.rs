@@ -6,6 +6,7 @@
 
 mod info;
 mod metas;
+mod walk;
 
 use pitr_format::Class;
 use pitr_format::backup_meta::BackupMetaError;
@@ -15,6 +16,7 @@ use crate::damage::Damage;
 use crate::plan::Slice;
 pub use info::ArchiveInfo;
 pub use metas::{MetaContent, MetaObject};
+pub use walk::{MetaWalk, meta_paths};
 
 /// Attempts of each read.
 const ATTEMPTS: u32 = 5;

@@ -9,8 +9,8 @@ use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema};
 use serde_json::{Map, Value};
 
-use super::{completions, config, explain, log_list, log_metadata, log_pause, log_resume};
-use super::{log_start, log_status, log_stop, logs, man, restore_point, status};
+use super::{archive, completions, config, explain, log_list, log_metadata, log_pause, log_resume};
+use super::{log_start, log_status, log_stop, logs, man, restore_point, speed_test, status};
 use super::{verify_data, verify_scan, version};
 use crate::admin::SidecarStatus;
 use crate::failure::FailureDocument;
@@ -18,6 +18,10 @@ use crate::failure::FailureDocument;
 /// Name and schema of every document.
 pub fn schemas() -> Vec<(&'static str, Schema)> {
     vec![
+        ("archive-cat", schema::<archive::cat::Line>()),
+        ("archive-find", schema::<archive::record::Record>()),
+        ("archive-ls", schema::<archive::ls::Report>()),
+        ("archive-stat", schema::<archive::stat::Report>()),
         ("completions", schema::<completions::Report>()),
         ("config-check", schema::<config::Checked>()),
         ("config-schema", schema::<Map<String, Value>>()),
@@ -35,6 +39,7 @@ pub fn schemas() -> Vec<(&'static str, Schema)> {
         ("restore-point", schema::<restore_point::Printed>()),
         ("serve", schema::<logs::Line>()),
         ("sidecar-status", schema::<SidecarStatus>()),
+        ("speed-test", schema::<speed_test::Report>()),
         ("status", schema::<status::Report>()),
         ("verify-data", schema::<verify_data::Report<'static>>()),
         ("verify-scan", schema::<verify_scan::Report>()),

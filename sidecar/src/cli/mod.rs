@@ -2,6 +2,7 @@
 //! a verb returns an [`Exit`] or a [`Failure`], and only this file prints failures and ends the
 //! process.
 
+mod archive;
 mod args;
 mod completions;
 mod config;
@@ -22,6 +23,7 @@ mod output;
 mod progress;
 mod restore_point;
 mod serve;
+mod speed_test;
 mod status;
 mod verify_data;
 mod verify_scan;
@@ -62,6 +64,11 @@ enum Verb {
     /// Check an archive or a cluster.
     #[command(subcommand)]
     Verify(VerifyVerb),
+    /// Look into an archive: objects, totals, records.
+    #[command(subcommand)]
+    Archive(archive::Verb),
+    /// Measure this machine and a storage.
+    SpeedTest(speed_test::Args),
     /// Look at a configuration file without starting anything.
     #[command(subcommand)]
     Config(ConfigVerb),
@@ -173,6 +180,8 @@ async fn dispatch(verb: Verb) -> Outcome {
         Verb::Log(LogVerb::Stop(args)) => interruptible(log_stop::run(args)).await,
         Verb::Log(LogVerb::Metadata(args)) => interruptible(log_metadata::run(args)).await,
         Verb::Restore(RestoreVerb::Point(args)) => restore_point::run(args).await,
+        Verb::Archive(verb) => interruptible(archive::run(verb)).await,
+        Verb::SpeedTest(args) => speed_test::run(args).await,
         Verb::Status(args) => interruptible(status::run(args)).await,
         Verb::Log(LogVerb::Pause(args)) => interruptible(log_pause::run(args)).await,
         Verb::Log(LogVerb::Resume(args)) => interruptible(log_resume::run(args)).await,

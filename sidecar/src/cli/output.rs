@@ -1,6 +1,7 @@
 //! Where output goes: data to stdout, everything else to stderr.
 
-use std::io::{IsTerminal, Write};
+use std::fmt::Display;
+use std::io::{BufWriter, IsTerminal, Stdout, Write};
 
 use serde::Serialize;
 
@@ -32,6 +33,48 @@ pub fn json_line(value: &impl Serialize) -> Result<(), Failure> {
         .map_err(|error| Failure::from_error(Code::Internal, &error))?;
     data(&text);
     Ok(())
+}
+
+/// Data line by line, for verbs that print more than fits into memory.
+pub struct Lines {
+    out: BufWriter<Stdout>,
+    json: bool,
+    closed: bool,
+}
+
+impl Lines {
+    /// Prints documents as JSON, or as the text they have.
+    pub fn new(json: bool) -> Self {
+        Lines {
+            out: BufWriter::new(std::io::stdout()),
+            json,
+            closed: false,
+        }
+    }
+
+    /// Prints one document as one line. A closed pipe is the reader's choice: see [`Lines::closed`].
+    pub fn print(&mut self, document: &(impl Serialize + Display)) -> Result<(), Failure> {
+        let written = match self.json {
+            true => {
+                let text = serde_json::to_string(document)
+                    .map_err(|error| Failure::from_error(Code::Internal, &error))?;
+                writeln!(self.out, "{text}")
+            }
+            false => writeln!(self.out, "{document}"),
+        };
+        self.closed |= written.is_err();
+        Ok(())
+    }
+
+    /// Whether nobody reads any more, so that the verb may end.
+    pub fn closed(&self) -> bool {
+        self.closed
+    }
+
+    /// Gives everything to the reader, for example before something is said on stderr.
+    pub fn flush(&mut self) {
+        self.closed |= self.out.flush().is_err();
+    }
 }
 
 /// Begins a new screen if stdout is a terminal, else a new paragraph.

@@ -6,6 +6,9 @@ use std::process::{Command, Output};
 
 use serde_json::Value;
 
+/// Documents of which there is one a line.
+const STREAMS: [&str; 2] = ["archive-cat", "archive-find"];
+
 /// What a run of `tikv-pitr` gave.
 pub struct Ran {
     /// Exit code.
@@ -69,8 +72,13 @@ pub fn tikv_pitr(args: &[&str]) -> Ran {
 /// failures, with the code that the process ended with.
 #[track_caller]
 fn keeps_its_schema(args: &[&str], ran: &Ran) {
-    if ran.code == 0 || !ran.stdout.is_empty() {
-        fits(&schema_of(args), &ran.stdout);
+    let schema = schema_of(args);
+    if STREAMS.contains(&&*schema) {
+        for line in ran.stdout.lines() {
+            fits(&schema, line);
+        }
+    } else if ran.code == 0 || !ran.stdout.is_empty() {
+        fits(&schema, &ran.stdout);
     }
     if ran.code != 0 {
         fits("error", ran.stderr.lines().last().unwrap_or_default());
