@@ -13,7 +13,7 @@ use super::super::args::{OutputArgs, StorageArgs};
 use super::super::output::Lines;
 use super::super::{Outcome, progress};
 use super::record::Record;
-use super::window::{self, Window};
+use super::window::{Window, WindowArgs};
 use super::{Damages, key, name, slices};
 use crate::codes::Code;
 use crate::failure::Failure;
@@ -27,7 +27,7 @@ pub struct Args {
     #[command(flatten)]
     storage: StorageArgs,
     #[command(flatten)]
-    window: window::Args,
+    window: WindowArgs,
     #[command(flatten)]
     output: OutputArgs,
 }

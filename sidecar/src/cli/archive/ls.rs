@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::super::args::{OutputArgs, StorageArgs};
 use super::super::{Outcome, output, progress};
 use super::name::{self, Kind, Name};
-use super::window::{self, Window};
+use super::window::{Window, WindowArgs};
 use crate::failure::Exit;
 use crate::{storage, time};
 
@@ -19,7 +19,7 @@ pub struct Args {
     #[command(flatten)]
     storage: StorageArgs,
     #[command(flatten)]
-    window: window::Args,
+    window: WindowArgs,
     #[command(flatten)]
     output: OutputArgs,
 }

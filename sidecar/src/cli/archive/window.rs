@@ -10,7 +10,7 @@ use crate::time::{self, Point};
 
 /// The flags.
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {
+pub(super) struct WindowArgs {
     /// Leave out what is older: TSO, RFC 3339, `-10m` (before now), `latest` (largest checkpoint).
     #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
     from: Option<String>,
@@ -28,7 +28,7 @@ pub(super) struct Window {
     pub to: Ts,
 }
 
-impl Args {
+impl WindowArgs {
     /// The window; the archive is asked for its checkpoint only if `latest` needs it.
     pub async fn resolve(&self, storage: &SharedStorage) -> Result<Window, Failure> {
         let from = parse(self.from.as_deref())?;
