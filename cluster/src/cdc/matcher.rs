@@ -14,6 +14,7 @@
 
 use std::collections::VecDeque;
 use std::mem::size_of;
+use std::ops::Range;
 use std::sync::Arc;
 
 use pitr_budget::spill::SpillError;
@@ -21,7 +22,7 @@ use pitr_format::{Class, EncodedRange, Ts, key};
 use pitr_proto::cdcpb::event::LogType;
 use pitr_proto::cdcpb::event::row::OpType;
 
-use super::pool::{self, Block, Draft, NoRoom, Pool, Room, Span};
+use super::pool::{Block, Layout, NoRoom, Pool, Room, Span};
 use super::prewrites::{Entry, Prewrites};
 use super::records::{Batch, Commit};
 use super::wire::{self, Row, WireError};
@@ -120,13 +121,24 @@ struct StagedRow {
     value: Span,
 }
 
+impl StagedRow {
+    /// Copies what has a place, in the order in which the places were given.
+    fn copy_kept(&self, rows: &[u8], keys: &mut Vec<u8>, values: &mut Vec<u8>) {
+        if self.key.len > 0 {
+            keys.extend_from_slice(&rows[self.row.key.clone()]);
+        }
+        if self.value.len > 0 {
+            values.extend_from_slice(&rows[self.row.value.clone()]);
+        }
+    }
+}
+
 /// Rows on their way through a matcher; reused from event to event.
 #[derive(Debug, Default)]
 pub(super) struct Stage {
     rows: Vec<StagedRow>,
     next: usize,
     block: Option<Arc<Block>>,
-    draft: Draft,
     /// For the encoded form of a key.
     encoded: Vec<u8>,
 }
@@ -142,7 +154,6 @@ impl Stage {
         self.rows.clear();
         self.next = 0;
         self.block = None;
-        self.draft.clear();
     }
 }
 
@@ -208,7 +219,7 @@ impl Matcher {
         stage.clear();
         let mut behind = *at;
         let mut initialized = self.initialized;
-        let mut keeps = false;
+        let (mut keys, mut values, mut keeps) = (Layout::default(), Layout::default(), false);
         while stage.rows.len() < STAGE_ROWS
             && behind - *at < STAGE_BYTES
             && let Some(row) = wire::next_row(rows, &mut behind)?
@@ -228,20 +239,23 @@ impl Matcher {
                 _ => (false, false),
             };
             keeps |= keep_key;
-            let draft = &mut stage.draft;
-            let kept = |keep: bool, buffer: &mut Vec<u8>, bytes: &[u8]| match keep {
-                true => pool::append(buffer, bytes),
+            let place = |keep: bool, layout: &mut Layout, bytes: &Range<usize>| match keep {
+                true => layout.place(bytes.len()),
                 false => Span::default(),
             };
             stage.rows.push(StagedRow {
                 kind,
-                key: kept(keep_key, &mut draft.keys, key),
-                value: kept(keep_value, &mut draft.values, &rows[row.value.clone()]),
+                key: place(keep_key, &mut keys, &row.key),
+                value: place(keep_value, &mut values, &row.value),
                 row,
             });
         }
         if keeps {
-            let kept = pool.keep(&stage.draft);
+            let kept = pool.keep(keys, values, |keys, values| {
+                for staged in &stage.rows {
+                    staged.copy_kept(rows, keys, values);
+                }
+            });
             stage.block = Some(kept.inspect_err(|_| stage.rows.clear())?);
         }
         *at = behind;
@@ -326,21 +340,22 @@ impl Matcher {
         let row = &staged.row;
         is_delete(row, "PREWRITE")?;
         let start_ts = Ts::new(row.start_ts);
-        if self.initialized {
-            // One key has one lock at a time and live rows come in raft order: an entry of
-            // another transaction was rolled back without a row and is dead.
-            self.prewrites.forget_others(key, start_ts);
-        }
+        let entry = Entry {
+            block: block.clone(),
+            key: staged.key,
+            value: staged.value,
+            start_ts,
+            generation: row.generation,
+            doubtful: false,
+        };
+        // One key has one lock at a time and live rows come in raft order: after the scan an entry
+        // of another transaction was rolled back without a row and is dead.
+        let alone = self.initialized;
+        let Some(entry) = self.prewrites.add(key, entry, alone, pool)? else {
+            return Ok(());
+        };
         let Some(old) = self.prewrites.find(key, start_ts) else {
-            let entry = Entry {
-                block: block.clone(),
-                key: staged.key,
-                value: staged.value,
-                start_ts,
-                generation: row.generation,
-                doubtful: false,
-            };
-            return Ok(self.prewrites.insert(entry, pool)?);
+            return Ok(());
         };
         if value.is_empty() || row.generation < old.generation {
             return Ok(());
@@ -352,13 +367,8 @@ impl Matcher {
                 || is_value(old, value, pool)?;
             doubtful = old.doubtful || !same;
         }
-        self.prewrites.replace(key, start_ts, |entry| {
-            entry.block = block.clone();
-            entry.key = staged.key;
-            entry.value = staged.value;
-            entry.generation = row.generation;
-            entry.doubtful = doubtful;
-        });
+        let entry = Entry { doubtful, ..entry };
+        self.prewrites.replace(key, entry);
         Ok(())
     }
 

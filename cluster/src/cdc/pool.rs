@@ -81,28 +81,22 @@ impl Span {
     }
 }
 
-/// Keys and values in the making.
-#[derive(Debug, Default)]
-pub(super) struct Draft {
-    pub keys: Vec<u8>,
-    pub values: Vec<u8>,
+/// Lays out a buffer before its bytes are copied.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Layout {
+    len: usize,
 }
 
-impl Draft {
-    pub fn clear(&mut self) {
-        self.keys.clear();
-        self.values.clear();
+impl Layout {
+    /// A place for `len` bytes behind all others.
+    pub fn place(&mut self, len: usize) -> Span {
+        let span = Span {
+            at: self.len as u32,
+            len: len as u32,
+        };
+        self.len += len;
+        span
     }
-}
-
-/// Appends `bytes` and returns where they are.
-pub(super) fn append(buffer: &mut Vec<u8>, bytes: &[u8]) -> Span {
-    let span = Span {
-        at: buffer.len() as u32,
-        len: bytes.len() as u32,
-    };
-    buffer.extend_from_slice(bytes);
-    span
 }
 
 /// Kept rows of one event.
@@ -125,6 +119,7 @@ enum Values {
 }
 
 impl Block {
+    #[inline]
     pub fn key(&self, span: Span) -> &[u8] {
         self.keys.get(span.range()).unwrap_or_default()
     }
@@ -206,16 +201,25 @@ impl Pool {
         }
     }
 
-    /// Keeps what `draft` holds.
-    pub fn keep(&mut self, draft: &Draft) -> Result<Arc<Block>, NoRoom> {
+    /// Reserves and allocates what was laid out, and keeps the keys and values that `fill` copies
+    /// there.
+    pub fn keep(
+        &mut self,
+        keys: Layout,
+        values: Layout,
+        fill: impl FnOnce(&mut Vec<u8>, &mut Vec<u8>),
+    ) -> Result<Arc<Block>, NoRoom> {
         let mut room = self.nothing();
-        let (keys, values) = (draft.keys.len(), draft.values.len());
+        let (keys, values) = (keys.len, values.len);
         self.grow(&mut room, BLOCK_OVERHEAD + keys + values)?;
         let of_values = room.split(values);
+        let (mut of_key, mut of_value) = (Vec::with_capacity(keys), Vec::with_capacity(values));
+        fill(&mut of_key, &mut of_value);
+        debug_assert_eq!((of_key.len(), of_value.len()), (keys, values));
         let block = Arc::new(Block {
-            keys: draft.keys.as_slice().into(),
+            keys: of_key.into_boxed_slice(),
             values: Mutex::new(Values::Memory(Bytes::from_owner(Owned {
-                bytes: draft.values.as_slice().into(),
+                bytes: of_value.into_boxed_slice(),
                 _room: of_values,
             }))),
             values_len: values,

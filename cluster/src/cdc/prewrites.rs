@@ -10,13 +10,15 @@ use std::sync::Arc;
 use bytes::Bytes;
 use foldhash::fast::RandomState;
 use hashbrown::HashTable;
+use hashbrown::hash_table::Entry as Place;
 use pitr_budget::spill::SpillError;
 use pitr_format::Ts;
 
 use super::pool::{Block, NoRoom, Pool, Room, Span};
 
-/// A table below this is not shrunk.
-const SMALL: usize = 64;
+/// A table of up to this many places is not shrunk: one transaction after the other would widen it
+/// again.
+const SMALL: usize = 128;
 
 /// What a prewrite left.
 #[derive(Debug)]
@@ -40,6 +42,7 @@ impl Entry {
         pool.value(&self.block, self.value, buffer)
     }
 
+    #[inline]
     fn is(&self, key: &[u8]) -> bool {
         self.block.key(self.key) == key
     }
@@ -79,26 +82,51 @@ impl Prewrites {
         self.table.find_mut(self.hasher.hash_one(key), is)
     }
 
-    /// Adds an entry that is not there yet. After an error nothing has changed.
-    pub fn insert(&mut self, entry: Entry, pool: &mut Pool) -> Result<(), NoRoom> {
+    /// Adds an entry for `key`, or gives it back if its transaction has one already. If it is to be
+    /// `alone`, the entries of other transactions for the key are dropped. After an error it is not
+    /// added.
+    pub fn add(
+        &mut self,
+        key: &[u8],
+        entry: Entry,
+        alone: bool,
+        pool: &mut Pool,
+    ) -> Result<Option<Entry>, NoRoom> {
         if self.table.len() == self.table.capacity() {
             self.widen(pool)?;
         }
-        self.held += entry.size();
         let hasher = &self.hasher;
-        let hash = |entry: &Entry| hasher.hash_one(entry.block.key(entry.key));
-        self.table.insert_unique(hash(&entry), entry, hash);
-        Ok(())
+        let hash = hasher.hash_one(key);
+        let hash_of = |entry: &Entry| hasher.hash_one(entry.block.key(entry.key));
+        let start_ts = entry.start_ts;
+        let is = |old: &Entry| (alone || old.start_ts == start_ts) && old.is(key);
+        loop {
+            match self.table.entry(hash, is, hash_of) {
+                Place::Vacant(place) => {
+                    self.held += entry.size();
+                    place.insert(entry);
+                    return Ok(None);
+                }
+                Place::Occupied(old) if old.get().start_ts == start_ts => break,
+                Place::Occupied(old) => {
+                    let (old, _) = old.remove();
+                    self.held -= old.size();
+                }
+            }
+        }
+        if alone {
+            self.forget_others(key, start_ts);
+        }
+        Ok(Some(entry))
     }
 
-    /// Puts another value in the place of an entry's.
-    pub fn replace(&mut self, key: &[u8], start_ts: Ts, change: impl FnOnce(&mut Entry)) {
-        let Some(entry) = self.find(key, start_ts) else {
+    /// Puts an entry in the place of the one that its transaction has for the key.
+    pub fn replace(&mut self, key: &[u8], entry: Entry) {
+        let Some(old) = self.find(key, entry.start_ts) else {
             return;
         };
-        let before = entry.size();
-        change(entry);
-        let after = entry.size();
+        let (before, after) = (old.size(), entry.size());
+        *old = entry;
         self.held = self.held + after - before;
     }
 
@@ -111,8 +139,7 @@ impl Prewrites {
         Some(entry)
     }
 
-    /// Drops the entries of other transactions for the key.
-    pub fn forget_others(&mut self, key: &[u8], start_ts: Ts) {
+    fn forget_others(&mut self, key: &[u8], start_ts: Ts) {
         let hash = self.hasher.hash_one(key);
         let other = |entry: &Entry| entry.start_ts != start_ts && entry.is(key);
         while let Ok(found) = self.table.find_entry(hash, other) {
@@ -124,7 +151,7 @@ impl Prewrites {
 
     /// Doubles the table. Old and new exist together for a moment: both are reserved.
     fn widen(&mut self, pool: &mut Pool) -> Result<(), NoRoom> {
-        let wanted = (self.table.capacity() * 2).max(4);
+        let wanted = (self.table.len() * 2).max(4);
         // Power of two above 8/7 of the capacity, and one control byte each.
         let buckets = (wanted * 8 / 7 + 1).next_power_of_two();
         let bytes = buckets * (size_of::<Entry>() + 1) + 32;
@@ -139,8 +166,9 @@ impl Prewrites {
 
     /// Gives memory back after a large transaction.
     fn narrow(&mut self) {
-        let (len, capacity) = (self.table.len(), self.table.capacity());
-        if capacity <= SMALL || len > capacity / 8 {
+        // Not the capacity: that is what is free at the moment, and removed entries leave marks.
+        let (len, places) = (self.table.len(), self.table.num_buckets());
+        if places <= SMALL || len > places / 8 {
             return;
         }
         let hasher = &self.hasher;

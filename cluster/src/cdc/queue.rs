@@ -46,12 +46,16 @@ struct Inner {
 enum Slot {
     Memory {
         event: CdcEvent,
+        /// As [`charge`] says.
+        size: usize,
         _room: Reservation,
     },
     /// Takes [`SLOT`] bytes of memory all the same.
     Parked {
         sub: SubId,
         batch: Parked,
+        /// In memory.
+        size: usize,
         _room: Reservation,
     },
 }
@@ -114,6 +118,7 @@ impl EventQueue {
                 inner.bytes += size;
                 inner.slots.push_back(Slot::Memory {
                     event,
+                    size,
                     _room: self.budget.nothing(),
                 });
             }
@@ -128,13 +133,18 @@ impl EventQueue {
         if let Some(reserved) = reserved.flatten() {
             inner.bytes += size;
             let _room = reserved;
-            inner.slots.push_back(Slot::Memory { event, _room });
+            inner.slots.push_back(Slot::Memory { event, size, _room });
         } else {
             let fits = inner.bytes + SLOT <= self.limit;
             let reserved = fits.then(|| self.budget.try_reserve(SLOT as u64));
             let parked = reserved.flatten().and_then(|_room| {
                 let batch = inner.parking.park(records)?;
-                Some(Slot::Parked { sub, batch, _room })
+                Some(Slot::Parked {
+                    sub,
+                    batch,
+                    size,
+                    _room,
+                })
             });
             let Some(parked) = parked else {
                 return Err(event);
@@ -202,27 +212,27 @@ impl EventQueue {
 
 impl Inner {
     fn take(&mut self) -> Option<CdcEvent> {
-        let event = match self.slots.pop_front()? {
-            Slot::Memory { event, .. } => {
-                let size = charge(&event);
+        let (event, size) = match self.slots.pop_front()? {
+            Slot::Memory { event, size, .. } => {
                 self.bytes -= size;
-                event
+                (event, size)
             }
-            Slot::Parked { sub, batch, .. } => {
+            Slot::Parked {
+                sub, batch, size, ..
+            } => {
                 self.bytes -= SLOT;
                 match batch.read() {
-                    Ok(records) => CdcEvent::Records { sub, records },
+                    Ok(records) => (CdcEvent::Records { sub, records }, size),
                     Err(error) => return self.broken(&error),
                 }
             }
         };
-        if let CdcEvent::Records { sub, .. } = &event {
-            let size = charge(&event);
-            if let Some(held) = self.held.get_mut(sub) {
-                *held = held.saturating_sub(size);
-                if *held == 0 {
-                    self.held.remove(sub);
-                }
+        if let CdcEvent::Records { sub, .. } = &event
+            && let Some(held) = self.held.get_mut(sub)
+        {
+            *held = held.saturating_sub(size);
+            if *held == 0 {
+                self.held.remove(sub);
             }
         }
         Some(event)
@@ -241,12 +251,11 @@ impl Inner {
     fn purge(&mut self, victim: SubId) {
         self.held.remove(&victim);
         for slot in &mut self.slots {
-            if let Slot::Memory {
-                event: CdcEvent::Resolved { subs, .. },
-                ..
-            } = slot
+            if let Slot::Memory { event, size, .. } = slot
+                && let CdcEvent::Resolved { subs, .. } = event
             {
                 subs.retain(|sub| *sub != victim);
+                *size = charge(event);
             }
         }
         self.slots.retain(|slot| match slot {
@@ -258,7 +267,7 @@ impl Inner {
             },
         });
         let in_memory = |slot: &Slot| match slot {
-            Slot::Memory { event, .. } => charge(event),
+            Slot::Memory { size, .. } => *size,
             Slot::Parked { .. } => SLOT,
         };
         self.bytes = self.slots.iter().map(in_memory).sum();
