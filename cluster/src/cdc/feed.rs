@@ -461,3 +461,7 @@ fn register_bounds(region: &EncodedRange, wanted: &[EncodedRange]) -> (Bytes, By
 #[cfg(test)]
 #[path = "feed_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "feed_model_tests.rs"]
+mod model_tests;

@@ -572,3 +572,7 @@ fn is_delete(row: &Row, kind: &'static str) -> Result<bool, MatchError> {
 #[cfg(test)]
 #[path = "matcher_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "matcher_model_tests.rs"]
+mod model_tests;

@@ -289,3 +289,7 @@ pub(super) fn charge(event: &CdcEvent) -> usize {
 #[cfg(test)]
 #[path = "queue_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "queue_model_tests.rs"]
+mod model_tests;

@@ -318,3 +318,7 @@ fn seven_bits_each(word: u64) -> u64 {
 #[cfg(test)]
 #[path = "wire_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "wire_damage_tests.rs"]
+mod damage_tests;
