@@ -97,3 +97,7 @@ mod tests {
         assert_eq!(region(1, "", "").leader, None);
     }
 }
+
+#[cfg(test)]
+#[path = "region_tests.rs"]
+mod list_tests;

@@ -5,16 +5,16 @@ use pitr_format::EncodedKey;
 
 use super::*;
 
-const OWN: u64 = 1;
+pub(super) const OWN: u64 = 1;
 
-fn key(raw: &str) -> Bytes {
+pub(super) fn key(raw: &str) -> Bytes {
     match raw.is_empty() {
         true => Bytes::new(),
         false => EncodedKey::encode(raw.as_bytes()).into_bytes(),
     }
 }
 
-fn region(id: u64, version: u64, start: &str, end: &str) -> metapb::Region {
+pub(super) fn region(id: u64, version: u64, start: &str, end: &str) -> metapb::Region {
     metapb::Region {
         id,
         start_key: key(start),
@@ -32,7 +32,7 @@ fn region(id: u64, version: u64, start: &str, end: &str) -> metapb::Region {
     }
 }
 
-fn led_by(store_id: u64, meta: metapb::Region) -> Region {
+pub(super) fn led_by(store_id: u64, meta: metapb::Region) -> Region {
     let leader = metapb::Peer {
         id: 9,
         store_id,
@@ -42,13 +42,13 @@ fn led_by(store_id: u64, meta: metapb::Region) -> Region {
 }
 
 /// A core with its clock.
-struct Rig {
-    core: Core,
-    now: Instant,
+pub(super) struct Rig {
+    pub core: Core,
+    pub now: Instant,
 }
 
 impl Rig {
-    fn new(window: usize) -> Self {
+    pub fn new(window: usize) -> Self {
         let frontier: FrontierFn = Arc::new(|_| Ts::new(100));
         let mut options = TrackerOptions::new(OWN, "s", vec![EncodedRange::ALL], frontier);
         options.scan_window = window;
@@ -60,7 +60,7 @@ impl Rig {
     }
 
     /// Ticks and shows actions and events, in this order.
-    fn step(&mut self) -> Vec<String> {
+    pub fn step(&mut self) -> Vec<String> {
         self.core.tick(self.now);
         let actions = self.core.actions.drain(..).map(|action| match action {
             Action::Load(range) if range == EncodedRange::ALL => "load all".to_owned(),
@@ -91,11 +91,11 @@ impl Rig {
         actions.chain(events).collect()
     }
 
-    fn wait(&mut self, millis: u64) {
+    pub fn wait(&mut self, millis: u64) {
         self.now += Duration::from_millis(millis);
     }
 
-    fn loaded(&mut self, regions: Vec<Region>) {
+    pub fn loaded(&mut self, regions: Vec<Region>) {
         let loaded = Loaded {
             regions,
             rest: None,
@@ -104,15 +104,15 @@ impl Rig {
         self.core.on_loaded(EncodedRange::ALL, Ok(loaded), self.now);
     }
 
-    fn cdc(&mut self, event: CdcEvent) {
+    pub fn cdc(&mut self, event: CdcEvent) {
         self.core.on_cdc(event, self.now);
     }
 
-    fn initialized(&mut self, sub: u64) {
+    pub fn initialized(&mut self, sub: u64) {
         self.cdc(CdcEvent::Initialized { sub: SubId(sub) });
     }
 
-    fn resolved(&mut self, subs: &[u64]) {
+    pub fn resolved(&mut self, subs: &[u64]) {
         let subs = subs.iter().map(|s| SubId(*s)).collect();
         self.cdc(CdcEvent::Resolved {
             subs,
@@ -120,17 +120,17 @@ impl Rig {
         });
     }
 
-    fn ended(&mut self, sub: u64, reason: EndReason) {
+    pub fn ended(&mut self, sub: u64, reason: EndReason) {
         let sub = SubId(sub);
         self.cdc(CdcEvent::Ended { sub, reason });
     }
 
-    fn safe_point(&mut self, ts: u64) {
+    pub fn safe_point(&mut self, ts: u64) {
         self.core.on_safe_point(Ok(Ts::new(ts)), self.now);
     }
 
     /// One region, subscribed as 1, live.
-    fn live() -> Self {
+    pub fn live() -> Self {
         let mut rig = Rig::new(8);
         rig.step();
         rig.loaded(vec![led_by(OWN, region(4, 5, "", ""))]);
@@ -142,7 +142,7 @@ impl Rig {
     }
 }
 
-fn epoch(regions: Vec<metapb::Region>) -> EndReason {
+pub(super) fn epoch(regions: Vec<metapb::Region>) -> EndReason {
     EndReason {
         regions,
         ..EndReason::new(EndKind::EpochNotMatch, "")

@@ -80,3 +80,7 @@ mod tests {
         assert_eq!(found("z", "zz"), ["p"]);
     }
 }
+
+#[cfg(test)]
+#[path = "index_tests.rs"]
+mod model_tests;

@@ -132,3 +132,7 @@ mod tests {
         assert!(!penalties.blocks(&range("b", "c"), now));
     }
 }
+
+#[cfg(test)]
+#[path = "penalty_tests.rs"]
+mod wait_tests;
