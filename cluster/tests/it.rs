@@ -12,3 +12,11 @@ mod fake;
 mod golden;
 #[path = "it/pd.rs"]
 mod pd;
+#[path = "it/publisher.rs"]
+mod publisher;
+#[path = "it/store.rs"]
+mod store;
+#[path = "it/stream.rs"]
+mod stream;
+#[path = "it/tracker.rs"]
+mod tracker;

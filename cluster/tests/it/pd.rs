@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -22,13 +22,17 @@ const CLUSTER: u64 = 42;
 
 /// What both members share.
 #[derive(Default)]
-struct Shared {
+pub struct Shared {
     urls: Mutex<Vec<String>>,
-    leader: AtomicUsize,
+    pub leader: AtomicUsize,
     /// Errors to answer first, in the header.
     header_errors: Mutex<VecDeque<(ErrorType, &'static str)>>,
     header_cluster: Mutex<Option<u64>>,
-    regions: Mutex<Vec<metapb::Region>>,
+    /// The first peer of a region leads it.
+    pub regions: Mutex<Vec<metapb::Region>>,
+    pub stores: Mutex<Vec<metapb::Store>>,
+    /// Added to the GC safe point.
+    pub collected: AtomicU64,
 }
 
 struct Member {
@@ -127,7 +131,17 @@ impl Pd for Member {
     ) -> Result<Response<GetGcSafePointResponse>, Status> {
         Ok(Response::new(GetGcSafePointResponse {
             header: self.header()?,
-            safe_point: 100 + self.index as u64,
+            safe_point: 100 + self.index as u64 + self.shared.collected.load(Ordering::SeqCst),
+        }))
+    }
+
+    async fn get_all_stores(
+        &self,
+        _: Request<GetAllStoresRequest>,
+    ) -> Result<Response<GetAllStoresResponse>, Status> {
+        Ok(Response::new(GetAllStoresResponse {
+            header: self.header()?,
+            stores: self.shared.stores.lock().clone(),
         }))
     }
 
@@ -148,6 +162,7 @@ impl Pd for Member {
             regions: regions
                 .map(|region| pdpb::Region {
                     region: Some(region.clone()),
+                    leader: region.peers.first().cloned(),
                     ..Default::default()
                 })
                 .collect(),
@@ -185,7 +200,6 @@ impl Pd for Member {
         alloc_id(AllocIdRequest) -> AllocIdResponse;
         is_snapshot_recovering(IsSnapshotRecoveringRequest) -> IsSnapshotRecoveringResponse;
         get_store(GetStoreRequest) -> GetStoreResponse;
-        get_all_stores(GetAllStoresRequest) -> GetAllStoresResponse;
         get_prev_region(GetRegionRequest) -> GetRegionResponse;
         get_region_by_id(GetRegionByIdRequest) -> GetRegionResponse;
         batch_scan_regions(BatchScanRegionsRequest) -> BatchScanRegionsResponse;
@@ -210,7 +224,7 @@ fn quick() -> PdOptions {
 }
 
 /// Two members, the first one leads; a client that knows only the second.
-async fn cluster() -> (Arc<Shared>, Arc<PdClient>) {
+pub async fn cluster() -> (Arc<Shared>, Arc<PdClient>) {
     let shared = Arc::new(Shared::default());
     for index in 0..2 {
         let (listener, url) = bind().await;
@@ -290,7 +304,8 @@ async fn an_answer_of_another_cluster_is_permanent() {
 #[tokio::test]
 async fn a_call_that_pd_does_not_serve_fails_at_once() {
     let (_shared, client) = cluster().await;
-    let error = client.stores().await.unwrap_err();
+    let held = client.set_service_safe_point("pitr", 60, Ts::new(1));
+    let error = held.await.unwrap_err();
     assert!(matches!(error, PdError::Unsupported { .. }), "{error}");
 }
 
