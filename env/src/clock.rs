@@ -1,6 +1,10 @@
 //! Time of a process.
 
+use std::pin::Pin;
 use std::time::{Duration, Instant, SystemTime};
+
+/// A wait that ends by itself.
+pub type Sleep = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// A clock. Nothing that is written depends on it: timestamps of data come from PD. It serves
 /// schedules and metrics.
@@ -10,6 +14,16 @@ pub trait Clock: Send + Sync {
 
     /// Time of day; may jump.
     fn wall(&self) -> SystemTime;
+
+    /// Waits for `time` of this clock. Unless it is implemented, a timer of the tokio runtime that
+    /// polls the future.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the one place that asks the runtime"
+    )]
+    fn sleep(&self, time: Duration) -> Sleep {
+        Box::pin(async move { tokio::time::sleep(time).await })
+    }
 }
 
 /// The clocks of the operating system.
@@ -65,5 +79,13 @@ mod tests {
         let first = clock.now();
         assert!(clock.now() >= first);
         assert!(clock.wall() > SystemTime::UNIX_EPOCH);
+    }
+
+    #[tokio::test]
+    async fn a_wait_takes_at_least_the_time_asked_for() {
+        let clock = SystemClock::new();
+        let began = clock.now();
+        clock.sleep(Duration::from_millis(20)).await;
+        assert!(clock.now() - began >= Duration::from_millis(20));
     }
 }

@@ -12,6 +12,6 @@ mod clock;
 mod random;
 mod spawn;
 
-pub use clock::{Clock, SystemClock};
+pub use clock::{Clock, Sleep, SystemClock};
 pub use random::{Random, SystemRandom};
 pub use spawn::{Spawn, Step, SystemSpawner, Worker, unblock};
