@@ -14,13 +14,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use pitr_budget::MemoryBudget;
 use pitr_format::key::append_encoded;
 use pitr_proto::errorpb;
 use pitr_proto::import_sstpb::import_sst_server::ImportSst;
 use pitr_proto::import_sstpb::{ApplyRequest, KvMeta, RewriteRule};
 use pitr_proto::kvrpcpb::Context;
 use pitr_proto::metapb::{Peer, Region, RegionEpoch};
+use pitr_restore_worker::Env;
 use pitr_restore_worker::engine::rocks::RocksEngine;
 use pitr_restore_worker::engine::{Engine, EngineCf, EngineError, EngineOp, Pair};
 use pitr_restore_worker::plan::Slice;
@@ -127,9 +127,8 @@ pub fn bench(shape: Shape, megabytes: usize) -> Result<Bench> {
     let url = format!("local://{}", source.path().display());
     let (storage, events) = (open_url(&url)?, events_of(&corpus));
     runtime.block_on(archive::write(storage.clone(), REGIONS, 256 << 20, events))?;
-    let (plan, _) = runtime.block_on(archive::plan_all(storage))?;
-    let slices = plan.reads.into_iter().flat_map(|read| read.slices);
-    let requests = requests(slices, &url)?;
+    let slices = runtime.block_on(archive::slices(storage))?;
+    let requests = requests(slices.into_iter(), &url)?;
     let path = Path {
         _source: source,
         requests,
@@ -216,12 +215,7 @@ impl Path {
             writes: Mutex::new(()),
         });
         let import = dir.path().join("import");
-        let service = ImportService::new(
-            host,
-            &import,
-            ImportLimits::default(),
-            MemoryBudget::new(512 << 20),
-        )?;
+        let service = ImportService::new(host, &import, ImportLimits::default(), Env::default())?;
         let requests = self.requests.clone();
         let (time, done) = timed_async(async {
             for request in requests {

@@ -4,8 +4,8 @@ use bytes::Bytes;
 use pitr_format::backup_meta::{self, LogBackupMeta, SCHEMA_VERSION};
 use pitr_format::{Ts, object_name};
 use pitr_observer::SourceEvent;
-use pitr_restore_worker::Archive;
-use pitr_restore_worker::plan::{Plan, Window, plan};
+use pitr_restore_worker::plan::{Plan, Slice, Window, plan};
+use pitr_restore_worker::{Archive, Env};
 use pitr_storage::SharedStorage;
 
 use crate::Result;
@@ -37,12 +37,22 @@ pub async fn write(
 
 /// What a restore of everything reads.
 pub async fn plan_all(storage: SharedStorage) -> Result<(Plan, Archive)> {
-    let archive = Archive::open(storage).await?;
+    let archive = Archive::open(storage, Env::default()).await?;
     let window = Window {
         start: None,
         restored: END,
         ranges: Vec::new(),
         log_only: true,
     };
-    Ok((plan(&archive, &window)?, archive))
+    Ok((plan(&archive, &window).await?, archive))
+}
+
+/// Every slice of every meta.
+pub async fn slices(storage: SharedStorage) -> Result<Vec<Slice>> {
+    let mut walk = Archive::open(storage, Env::default()).await?.walk().await?;
+    let mut slices = Vec::new();
+    while let Some(meta) = walk.next().await? {
+        slices.extend(meta.content?.slices);
+    }
+    Ok(slices)
 }

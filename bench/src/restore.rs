@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use pitr_restore_worker::engine::rocks::RocksEngine;
 use pitr_restore_worker::target::EngineTarget;
-use pitr_restore_worker::{RestoreOptions, restore};
+use pitr_restore_worker::{Env, RestoreOptions, restore};
 use pitr_storage::{SharedStorage, open_url};
 
 use crate::bench::Bench;
@@ -53,8 +53,9 @@ pub fn bench(shape: Shape, megabytes: usize) -> Result<Bench> {
 pub async fn restore_once(storage: SharedStorage, records: u64) -> Result<Duration> {
     let dir = tempfile::tempdir()?;
     let engine = Arc::new(RocksEngine::open(&dir.path().join("db"))?);
-    let target = EngineTarget::new(engine);
-    let options = RestoreOptions::rocks(dir.path());
+    let env = Env::default();
+    let target = EngineTarget::new(engine, env.spawner.clone());
+    let options = RestoreOptions::rocks(dir.path(), env);
     let (time, report) = timed_async(async {
         let (plan, archive) = archive::plan_all(storage).await?;
         let storage = archive.storage().clone();

@@ -6,6 +6,7 @@ use pitr_budget::MemoryBudget;
 use pitr_format::OpKind;
 use pitr_format::record::RecordIter;
 use pitr_format::slice::{SealedSlice, SliceBuilder, SliceId, verify_slice};
+use pitr_restore_worker::Env;
 use pitr_restore_worker::merge::{SortOptions, Sorter, Tag};
 use pitr_restore_worker::sst::SstWriter;
 use pitr_restore_worker::sst::rocks::RocksSstFactory;
@@ -77,7 +78,7 @@ fn sorters(corpus: &Corpus, dir: &std::path::Path) -> Result<[Sorter; 2]> {
         ..SortOptions::default()
     };
     let mut sorters =
-        ["default", "write"].map(|name| Sorter::new(dir, name, options.clone(), &budget));
+        ["default", "write"].map(|name| Sorter::new(dir, name, options.clone(), budget.nothing()));
     for (cf, plain) in &corpus.slices {
         for record in RecordIter::new(plain) {
             let (key, value) = record?;
@@ -110,14 +111,15 @@ pub fn sort(bench: &mut Bench, corpus: &Arc<Corpus>) -> Result<()> {
 /// Sorted records into SST files.
 pub fn write_ssts(bench: &mut Bench, corpus: &Arc<Corpus>) -> Result<()> {
     let (corpus, dir) = (Arc::clone(corpus), tempfile::tempdir()?);
-    let factory = RocksSstFactory::default();
+    let (factory, env) = (RocksSstFactory::default(), Env::default());
     let mut records: Vec<_> = corpus.records().cloned().collect();
     records.sort_by(|a, b| (a.cf, &a.key).cmp(&(b.cf, &b.key)));
     bench.stage("sst", &["sst-lz4"], move || {
         let (time, done) = timed(|| -> Result<Vec<_>> {
             let mut files = Vec::new();
             for of_cf in records.chunk_by(|a, b| a.cf == b.cf) {
-                let mut writer = SstWriter::create(&factory, dir.path(), of_cf[0].cf)?;
+                let (random, cf) = (env.random.as_ref(), of_cf[0].cf);
+                let mut writer = SstWriter::create(&factory, random, dir.path(), cf)?;
                 for record in of_cf {
                     writer.put(&record.key, &record.value)?;
                 }

@@ -9,6 +9,7 @@ use pitr_budget::MemoryBudget;
 use pitr_format::Ts;
 use pitr_proto::cdcpb::change_data_server::ChangeDataServer;
 use pitr_proto::metapb;
+use pitr_restore_worker::Env;
 use pitr_restore_worker::engine::rocks::RocksEngine;
 use pitr_restore_worker::service::{ImportLimits, ImportService};
 use tokio::net::TcpListener;
@@ -155,7 +156,7 @@ impl Parts {
             Arc::new(StoreImport::new(self.store.clone())),
             &self.import_dir,
             ImportLimits::default(),
-            MemoryBudget::new(IMPORT_MEMORY),
+            Env::system(MemoryBudget::new(IMPORT_MEMORY)),
         )
         .map_err(|e| format!("import: {e}"))?;
         // Go clients call a store down after one failure unless it answers health checks.

@@ -5,8 +5,10 @@
 //! everything of its keys and can be ingested alone: its values first, then its write records.
 //! A batch remembers where it began, so that it can be cut again for other regions.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::sync::Arc;
 
+use pitr_env::Random;
 use pitr_format::digest::{RecordDigest, RecordHash, ScanDigest};
 use pitr_format::key::{TS_LEN, decode_prefix, split_versioned};
 use pitr_format::{Cf, Class, EncodedRange};
@@ -89,6 +91,10 @@ pub struct SortedRecords {
 /// Where and how large files are.
 #[derive(Clone)]
 pub struct CutOptions {
+    /// Makes the files.
+    pub factory: Arc<dyn SstFactory>,
+    /// Names them.
+    pub random: Arc<dyn Random>,
     /// Directory of the files.
     pub dir: PathBuf,
     /// Bytes of keys and values after which a file ends.
@@ -138,7 +144,6 @@ impl Batch {
 pub struct Cutter<'a> {
     default: MergeStream<'a>,
     write: MergeStream<'a>,
-    factory: &'a dyn SstFactory,
     options: CutOptions,
     last_key: Option<Vec<u8>>,
     /// The present encoded key, and the present versioned key while its successor is looked at.
@@ -150,15 +155,10 @@ pub struct Cutter<'a> {
 
 impl<'a> Cutter<'a> {
     /// From the first record to the last.
-    pub fn new(
-        records: &'a SortedRecords,
-        factory: &'a dyn SstFactory,
-        options: CutOptions,
-    ) -> Result<Self, CutError> {
+    pub fn new(records: &'a SortedRecords, options: CutOptions) -> Result<Self, CutError> {
         Ok(Cutter {
             default: records.default.stream()?,
             write: records.write.stream()?,
-            factory,
             options,
             last_key: None,
             key: Vec::new(),
@@ -171,14 +171,12 @@ impl<'a> Cutter<'a> {
     /// The keys of `batch` again.
     pub fn again(
         records: &'a SortedRecords,
-        factory: &'a dyn SstFactory,
         options: CutOptions,
         batch: &Batch,
     ) -> Result<Self, CutError> {
         Ok(Cutter {
             default: records.default.stream_from(&batch.start.0)?,
             write: records.write.stream_from(&batch.start.1)?,
-            factory,
             options,
             last_key: Some(batch.last.clone()),
             key: Vec::new(),
@@ -200,7 +198,7 @@ impl<'a> Cutter<'a> {
             };
             let start = (self.default.position(), self.write.position());
             let region = region.clone();
-            let mut files = Files::new(self.factory, &options);
+            let mut files = Files::new(&options);
             let mut last = Vec::new();
             while region.range.contains(&self.key) && files.raw_bytes < options.batch_bytes {
                 self.take_key(&mut files)?;
@@ -334,20 +332,16 @@ fn shown(versioned: &[u8]) -> (String, u64) {
 
 /// The open files of a batch, one per column family.
 struct Files<'a> {
-    factory: &'a dyn SstFactory,
-    dir: &'a Path,
-    sst_bytes: u64,
+    options: &'a CutOptions,
     open: [Option<SstWriter<'a>>; 2],
     done: Vec<SstFile>,
     raw_bytes: u64,
 }
 
 impl<'a> Files<'a> {
-    fn new(factory: &'a dyn SstFactory, options: &'a CutOptions) -> Self {
+    fn new(options: &'a CutOptions) -> Self {
         Files {
-            factory,
-            dir: &options.dir,
-            sst_bytes: options.sst_bytes,
+            options,
             open: [None, None],
             done: Vec::new(),
             raw_bytes: 0,
@@ -358,13 +352,14 @@ impl<'a> Files<'a> {
         let EntryRef { key, value, .. } = entry;
         let slot = &mut self.open[cf as usize];
         if slot.is_none() {
-            *slot = Some(SstWriter::create(self.factory, self.dir, cf)?);
+            let (factory, random) = (self.options.factory.as_ref(), self.options.random.as_ref());
+            *slot = Some(SstWriter::create(factory, random, &self.options.dir, cf)?);
         }
         if let Some(writer) = slot {
             writer.put_hashed(key, value, hash)?;
             self.raw_bytes += (key.len() + value.len()) as u64;
         }
-        if let Some(full) = slot.take_if(|writer| writer.raw_bytes() >= self.sst_bytes) {
+        if let Some(full) = slot.take_if(|writer| writer.raw_bytes() >= self.options.sst_bytes) {
             self.done.push(full.finish()?);
         }
         Ok(())

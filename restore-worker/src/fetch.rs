@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use pitr_env::Clock;
 use pitr_format::Class;
 use pitr_format::slice::verify_slice;
 use pitr_storage::{Storage, StorageError};
@@ -37,25 +38,30 @@ impl FetchError {
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
 /// Waits between attempts: doubling from 100 ms to at most 2 s.
-pub(crate) async fn back_off(attempt: u32) {
-    back_off_as_asked(attempt, None).await;
+pub(crate) async fn back_off(clock: &dyn Clock, attempt: u32) {
+    back_off_as_asked(clock, attempt, None).await;
 }
 
 /// The same, but not shorter than the other side `asked` for (up to a minute).
-pub(crate) async fn back_off_as_asked(attempt: u32, asked: Option<Duration>) {
+pub(crate) async fn back_off_as_asked(clock: &dyn Clock, attempt: u32, asked: Option<Duration>) {
     let ms = 100u64.saturating_mul(1 << attempt.min(5)).min(2_000);
     let asked = asked.unwrap_or_default().min(LONGEST_WAIT);
-    tokio::time::sleep(Duration::from_millis(ms).max(asked)).await;
+    clock.sleep(Duration::from_millis(ms).max(asked)).await;
 }
 
 /// Reads a small object whole, up to `attempts` times.
-pub async fn get(storage: &dyn Storage, path: &str, attempts: u32) -> Result<Bytes, StorageError> {
+pub async fn get(
+    storage: &dyn Storage,
+    clock: &dyn Clock,
+    path: &str,
+    attempts: u32,
+) -> Result<Bytes, StorageError> {
     let mut attempt = 0;
     loop {
         match storage.get(path).await {
             Err(e) if e.class() == Class::Retry && attempt + 1 < attempts => {
                 tracing::info!(object = path, attempt, error = %e, "read is repeated");
-                back_off(attempt).await;
+                back_off(clock, attempt).await;
                 attempt += 1;
             }
             answer => return answer,
@@ -64,7 +70,12 @@ pub async fn get(storage: &dyn Storage, path: &str, attempts: u32) -> Result<Byt
 }
 
 /// Reads the bytes of one request, up to `attempts` times.
-pub async fn fetch(storage: &dyn Storage, read: &Read, attempts: u32) -> Result<Bytes, FetchError> {
+pub async fn fetch(
+    storage: &dyn Storage,
+    clock: &dyn Clock,
+    read: &Read,
+    attempts: u32,
+) -> Result<Bytes, FetchError> {
     let mut attempt = 0;
     loop {
         let result = match &read.range {
@@ -75,7 +86,7 @@ pub async fn fetch(storage: &dyn Storage, read: &Read, attempts: u32) -> Result<
             Ok(bytes) => return complete(read, bytes).map_err(FetchError::Damage),
             Err(e) if e.class() == Class::Retry && attempt + 1 < attempts => {
                 tracing::info!(object = %read.object, attempt, error = %e, "read is repeated");
-                back_off(attempt).await;
+                back_off(clock, attempt).await;
                 attempt += 1;
             }
             Err(e) => return Err(Damage::from_read(&read.object, e)?.into()),

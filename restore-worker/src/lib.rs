@@ -2,8 +2,9 @@
 //!
 //! | module | step |
 //! |---|---|
+//! | [`env`] | clock, threads, randomness and memory of the embedder |
 //! | [`archive`] | opens an archive: what it says about itself, its metas |
-//! | [`plan`] | window → slices → range requests; pure, printable |
+//! | [`plan`] | metas and window → range requests; printable |
 //! | [`fetch`] | bytes of a request, proved slice by slice |
 //! | [`filter`], [`rewrite`] | which records, under which key |
 //! | [`merge`] | external sort within a memory bound |
@@ -21,30 +22,36 @@
 //! # #[cfg(feature = "rocks")]
 //! # async fn restore_to(temp: &std::path::Path) -> Result<(), Box<dyn std::error::Error>> {
 //! # use std::sync::Arc;
+//! use pitr_budget::MemoryBudget;
 //! use pitr_format::Ts;
 //! use pitr_restore_worker::engine::rocks::RocksEngine;
 //! use pitr_restore_worker::target::EngineTarget;
-//! use pitr_restore_worker::{Archive, Progress, RestoreOptions, Window, plan, restore};
+//! use pitr_restore_worker::{Archive, Env, Progress, RestoreOptions, Window, plan, restore};
 //!
 //! let storage = pitr_storage::open_existing_url("local:///backup/daily")?;
-//! let archive = Archive::open(storage.clone()).await?;
+//! let env = Env::system(MemoryBudget::new(512 << 20));
+//! let archive = Archive::open(storage.clone(), env.clone()).await?;
 //! let window = Window {
 //!     start: None,
 //!     restored: archive.info.log_max.unwrap_or(Ts::ZERO),
 //!     ranges: Vec::new(),
 //!     log_only: false,
 //! };
-//! let plan = plan(&archive, &window)?;
-//! let target = EngineTarget::new(Arc::new(RocksEngine::open(&temp.join("db"))?));
-//! let options = RestoreOptions::rocks(temp);
+//! let plan = plan(&archive, &window).await?;
+//! let engine = Arc::new(RocksEngine::open(&temp.join("db"))?);
+//! let target = EngineTarget::new(engine, env.spawner.clone());
+//! let options = RestoreOptions::rocks(temp, env);
 //! let report = restore(&plan, storage, &target, options, Arc::new(Progress::default())).await?;
 //! println!("{} records, digest {}", report.written, report.digest_out);
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! The library reads no environment, prints nothing and owns no runtime; futures run on the
-//! caller's tokio runtime.
+//! The library reads no environment, prints nothing and owns no runtime: clock, threads, randomness
+//! and memory are the embedder's [`Env`]. With [`Env::system`], futures run on the caller's tokio
+//! runtime.
+
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
 pub mod archive;
 pub mod browse;
@@ -52,6 +59,7 @@ pub mod cut;
 pub mod damage;
 pub mod digest;
 pub mod engine;
+pub mod env;
 mod expect;
 pub mod fetch;
 pub mod filter;
@@ -68,6 +76,7 @@ pub mod verify;
 
 pub use archive::{Archive, ArchiveError};
 pub use damage::Damage;
+pub use env::Env;
 pub use plan::{Plan, PlanError, Window, plan};
 pub use restore::{Progress, Report, RestoreError, RestoreOptions, restore};
 pub use verify::{VerifyReport, verify};

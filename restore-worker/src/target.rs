@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use pitr_env::{Spawn, unblock};
 use pitr_format::{Cf, Class, EncodedRange};
 
 use crate::engine::{Engine, EngineCf};
@@ -83,20 +84,22 @@ pub trait Target: Send + Sync {
 /// One local engine as a single region, or as several for those who want files cut.
 pub struct EngineTarget<E> {
     engine: Arc<E>,
+    spawner: Arc<dyn Spawn>,
     bounds: Vec<EncodedRange>,
 }
 
 impl<E: Engine> EngineTarget<E> {
-    /// The engine as one region.
-    pub fn new(engine: Arc<E>) -> Self {
+    /// The engine as one region; `spawner` runs its ingests.
+    pub fn new(engine: Arc<E>, spawner: Arc<dyn Spawn>) -> Self {
         EngineTarget {
             engine,
+            spawner,
             bounds: vec![EncodedRange::ALL],
         }
     }
 
     /// The engine as regions that are split at `keys` (encoded, ascending).
-    pub fn with_splits(engine: Arc<E>, keys: &[bytes::Bytes]) -> Self {
+    pub fn with_splits(engine: Arc<E>, spawner: Arc<dyn Spawn>, keys: &[bytes::Bytes]) -> Self {
         let mut bounds = Vec::with_capacity(keys.len() + 1);
         let mut start = bytes::Bytes::new();
         for key in keys {
@@ -104,7 +107,10 @@ impl<E: Engine> EngineTarget<E> {
             start = key.clone();
         }
         bounds.push(EncodedRange::new(start, bytes::Bytes::new()));
-        EngineTarget { engine, bounds }
+        EngineTarget {
+            bounds,
+            ..EngineTarget::new(engine, spawner)
+        }
     }
 }
 
@@ -128,16 +134,16 @@ impl<E: Engine> Target for EngineTarget<E> {
                 .collect()
         };
         let (default, write) = (of(Cf::Default), of(Cf::Write));
-        let done = tokio::task::spawn_blocking(move || {
+        let ingest = move || {
             engine.ingest(EngineCf::Default, &default)?;
             engine.ingest(EngineCf::Write, &write)
-        });
-        match done.await {
+        };
+        match unblock(self.spawner.as_ref(), ingest).await {
             Ok(result) => result.map_err(|e| TargetError::new(e.class(), e)),
-            Err(join) => Err(TargetError::new(
-                Class::Permanent,
-                format!("ingest task: {join}"),
-            )),
+            Err(lost) => {
+                let what = format!("ingest task: {lost}");
+                Err(TargetError::new(Class::Permanent, what))
+            }
         }
     }
 }

@@ -2,18 +2,19 @@
 //! compared with its digests, counts and bounds. Works without `backupmeta` and `.ts` (as TiKV
 //! alone leaves an archive) and says so.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use futures::{StreamExt, TryStreamExt};
+use futures::TryStreamExt;
+use futures::stream::FuturesUnordered;
 use pitr_format::Class;
 use pitr_format::record::RecordIter;
 use pitr_storage::StorageError;
 
-use crate::archive::Archive;
+use crate::archive::{Archive, MetaWalk};
 use crate::damage::Damage;
 use crate::fetch::{FetchError, fetch, open_slice};
-use crate::plan::{Read, ReadLimits, Slice, coalesce};
+use crate::plan::{Read, ReadLimits, coalesce};
 
 /// Bounds of a check.
 #[derive(Clone, Debug)]
@@ -83,81 +84,115 @@ impl VerifyReport {
     pub fn is_sound(&self) -> bool {
         self.problems.is_empty()
     }
+
+    /// Adds what was found in another part.
+    fn add(&mut self, found: VerifyReport) {
+        self.slices += found.slices;
+        self.records += found.records;
+        self.bytes += found.bytes;
+        self.problems.extend(found.problems);
+    }
 }
 
-/// Checks everything.
+/// Checks everything, meta by meta: in memory are the names of all log objects, and the slices of
+/// the metas at hand.
 pub async fn verify(
     archive: &Archive,
     options: &VerifyOptions,
 ) -> Result<VerifyReport, VerifyError> {
-    let mut report = VerifyReport {
-        metas: archive.metas.len() as u64,
-        warnings: archive.info.warnings(),
-        ..VerifyReport::default()
+    // Listed first, so that the logs of every meta that is walked over are there by now.
+    let walk = archive.walk().await?;
+    let mut check = Check {
+        walk,
+        logs: list_logs(archive).await?,
+        missing: BTreeSet::new(),
+        waiting: VecDeque::new(),
+        report: VerifyReport {
+            warnings: archive.info.warnings(),
+            ..VerifyReport::default()
+        },
     };
-    let mut slices = Vec::new();
-    for meta in &archive.metas {
-        match &meta.content {
-            Ok(content) => slices.extend(content.slices.iter().cloned()),
-            Err(damage) => report.problems.push(damage.clone()),
+    let mut running = FuturesUnordered::new();
+    loop {
+        while running.len() < options.fetches.max(1)
+            && let Some(read) = check.next_read().await?
+        {
+            running.push(check_read(archive, read, options));
+        }
+        match running.try_next().await? {
+            Some(found) => check.report.add(found),
+            None => break,
         }
     }
-    let sizes = list_logs(archive).await?;
-    let referenced: BTreeSet<&str> = slices.iter().map(|s| s.object.as_str()).collect();
-    report.objects = referenced.len() as u64;
-    report.unreferenced = sizes
-        .keys()
-        .filter(|path| !referenced.contains(path.as_str()))
-        .cloned()
-        .collect();
-    let missing = referenced.iter().filter(|path| !sizes.contains_key(**path));
-    report
-        .problems
-        .extend(missing.map(|path| Damage::new(*path, "the object is missing")));
-    let present = slices.into_iter().filter(|s| sizes.contains_key(&s.object));
-    read_all(archive, present.collect(), options, &mut report).await?;
-    report.problems.sort();
-    report.problems.dedup();
-    Ok(report)
+    Ok(check.finish())
 }
 
-async fn list_logs(archive: &Archive) -> Result<BTreeMap<String, u64>, StorageError> {
+/// A log object that a meta refers to or not.
+type Referenced = bool;
+
+async fn list_logs(archive: &Archive) -> Result<BTreeMap<String, Referenced>, StorageError> {
     let listed = archive.storage().list("v1/").await?;
     let logs = listed.into_iter().filter(|o| o.path.ends_with(".log"));
-    Ok(logs.map(|o| (o.path, o.size)).collect())
+    Ok(logs.map(|o| (o.path, false)).collect())
 }
 
-async fn read_all(
-    archive: &Archive,
-    slices: Vec<Slice>,
-    options: &VerifyOptions,
-    report: &mut VerifyReport,
-) -> Result<(), VerifyError> {
-    let reads = match coalesce(slices, &ReadLimits::default()) {
-        Ok(reads) => reads,
-        Err(damage) => {
-            report.problems.push(damage);
-            return Ok(());
+struct Check {
+    walk: MetaWalk,
+    logs: BTreeMap<String, Referenced>,
+    missing: BTreeSet<String>,
+    /// Of the meta that was read last.
+    waiting: VecDeque<Read>,
+    report: VerifyReport,
+}
+
+impl Check {
+    async fn next_read(&mut self) -> Result<Option<Read>, StorageError> {
+        loop {
+            if let Some(read) = self.waiting.pop_front() {
+                return Ok(Some(read));
+            }
+            let Some(meta) = self.walk.next().await? else {
+                return Ok(None);
+            };
+            self.report.metas += 1;
+            let reads = meta.content.and_then(|content| {
+                let present = content
+                    .slices
+                    .into_iter()
+                    .filter(|s| self.is_there(&s.object));
+                coalesce(present.collect(), &ReadLimits::default())
+            });
+            match reads {
+                Ok(reads) => self.waiting.extend(reads),
+                Err(damage) => self.report.problems.push(damage),
+            }
         }
-    };
-    let mut findings = futures::stream::iter(reads)
-        .map(|read| check_read(archive, read, options))
-        .buffer_unordered(options.fetches.max(1));
-    while let Some(found) = findings.try_next().await? {
-        report.slices += found.slices;
-        report.records += found.records;
-        report.bytes += found.bytes;
-        report.problems.extend(found.problems);
     }
-    Ok(())
-}
 
-#[derive(Default)]
-struct Found {
-    slices: u64,
-    records: u64,
-    bytes: u64,
-    problems: Vec<Damage>,
+    fn is_there(&mut self, object: &str) -> bool {
+        if let Some(referenced) = self.logs.get_mut(object) {
+            *referenced = true;
+            return true;
+        }
+        if !self.missing.contains(object) {
+            self.missing.insert(object.to_owned());
+        }
+        false
+    }
+
+    fn finish(self) -> VerifyReport {
+        let mut report = self.report;
+        let referenced = self.logs.values().filter(|referenced| **referenced).count();
+        report.objects = (referenced + self.missing.len()) as u64;
+        let unreferenced = self.logs.into_iter().filter(|(_, referenced)| !referenced);
+        report.unreferenced = unreferenced.map(|(path, _)| path).collect();
+        let missing = self.missing.into_iter();
+        let missing = missing.map(|path| Damage::new(path, "the object is missing"));
+        report.problems.extend(missing);
+        report.problems.sort();
+        report.problems.dedup();
+        report
+    }
 }
 
 /// Reads one request; when it fails as a whole, slice by slice, so that each is judged alone.
@@ -165,21 +200,22 @@ async fn check_read(
     archive: &Archive,
     read: Read,
     options: &VerifyOptions,
-) -> Result<Found, VerifyError> {
-    match fetch(archive.storage().as_ref(), &read, options.attempts).await {
+) -> Result<VerifyReport, VerifyError> {
+    let (storage, env) = (archive.storage().as_ref(), archive.env());
+    match fetch(storage, env.clock.as_ref(), &read, options.attempts).await {
         Ok(bytes) => {
             let max = options.max_slice_bytes;
             let read = Arc::new(read);
-            let worker = tokio::task::spawn_blocking(move || check_slices(&read, &bytes, max));
-            worker.await.map_err(|e| VerifyError::Worker(e.to_string()))
+            let checked = env.unblock(move || check_slices(&read, &bytes, max)).await;
+            checked.map_err(|e| VerifyError::Worker(e.to_string()))
         }
         Err(FetchError::Storage(e)) => Err(e.into()),
-        Err(FetchError::Damage(damage)) if read.slices.len() == 1 => Ok(Found {
+        Err(FetchError::Damage(damage)) if read.slices.len() == 1 => Ok(VerifyReport {
             problems: vec![damage],
-            ..Found::default()
+            ..VerifyReport::default()
         }),
         Err(FetchError::Damage(_)) => {
-            let mut all = Found::default();
+            let mut all = VerifyReport::default();
             for slice in read.slices {
                 let from = slice.info.range_offset;
                 let range = read
@@ -192,20 +228,17 @@ async fn check_read(
                     slices: vec![slice],
                 };
                 let found = Box::pin(check_read(archive, alone, options)).await?;
-                all.slices += found.slices;
-                all.records += found.records;
-                all.bytes += found.bytes;
-                all.problems.extend(found.problems);
+                all.add(found);
             }
             Ok(all)
         }
     }
 }
 
-fn check_slices(read: &Read, bytes: &[u8], max_plain: u64) -> Found {
-    let mut found = Found {
+fn check_slices(read: &Read, bytes: &[u8], max_plain: u64) -> VerifyReport {
+    let mut found = VerifyReport {
         bytes: bytes.len() as u64,
-        ..Found::default()
+        ..VerifyReport::default()
     };
     for slice in &read.slices {
         match open_slice(read, slice, bytes, max_plain) {

@@ -3,6 +3,7 @@
 //! `log metadata` read them.
 
 use bytes::Bytes;
+use pitr_env::SystemClock;
 use pitr_format::backup_meta::{self, BackupMetaError, LogBackupMeta, SCHEMA_VERSION};
 use pitr_format::start_probe::{self, StartProbe};
 use pitr_format::{lock, object_name};
@@ -50,7 +51,7 @@ pub async fn look(storage: &SharedStorage) -> Result<Found, Failure> {
 
 /// Everything the archive says about itself.
 pub async fn info(storage: &dyn Storage) -> Result<ArchiveInfo, Failure> {
-    Ok(ArchiveInfo::read(storage).await?)
+    Ok(ArchiveInfo::read(storage, &SystemClock::new()).await?)
 }
 
 /// The cluster that the archive belongs to. A missing `backupmeta` is a failure: the storage may

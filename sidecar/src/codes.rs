@@ -389,9 +389,9 @@ codes! {
     }
     TooLittleMemory = 1510 {
         title: "The memory is too little for the restore",
-        cause: "`--memory` is below what one sort run and one request need.",
+        cause: "`--memory` is below what one sort run and one request need, or a quarter of it is below the list of all slices that are to be read (some 300 bytes each).",
         effect: "Nothing was written to the target.",
-        action: "Give more with `--memory`."
+        action: "Give more with `--memory`, or restore to an earlier time."
     }
     AdminAddressTaken = 1601 {
         title: "The admin address is in use",

@@ -10,7 +10,7 @@ use pitr_format::{EncodedRange, Ts};
 use pitr_restore_worker::plan::Window;
 use pitr_restore_worker::sst::{SstBuilder, SstError, SstFactory, SstFile};
 use pitr_restore_worker::target::{Target, TargetError, TargetRegion};
-use pitr_restore_worker::{Archive, Report, RestoreOptions, plan, restore};
+use pitr_restore_worker::{Archive, Env, Report, RestoreOptions, plan, restore};
 use pitr_storage::{SharedStorage, open_url};
 
 use crate::SimError;
@@ -102,20 +102,23 @@ async fn restore_at(
     restored: Ts,
     world: &World,
 ) -> Result<Report, SimError> {
-    let archive = Archive::open(storage.clone()).await.map_err(failed)?;
+    let env = Env::default();
+    let archive = Archive::open(storage.clone(), env.clone())
+        .await
+        .map_err(failed)?;
     let window = Window {
         start: None,
         restored,
         ranges: Vec::new(),
         log_only: true,
     };
-    let plan = plan(&archive, &window).map_err(failed)?;
+    let plan = plan(&archive, &window).await.map_err(failed)?;
     let files = Files::default();
     let target = Taken {
         files: files.clone(),
         records: Mutex::default(),
     };
-    let options = RestoreOptions::new(std::env::temp_dir(), Arc::new(files));
+    let options = RestoreOptions::new(std::env::temp_dir(), Arc::new(files), env);
     let report = restore(&plan, storage.clone(), &target, options, Arc::default()).await;
     let report = report.map_err(failed)?;
     let found = target.records.into_inner();

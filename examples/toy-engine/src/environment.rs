@@ -1,5 +1,5 @@
-//! What the engine supplies to the observer: its clock, its threads, its randomness, its metrics
-//! registry and a part of its memory.
+//! What the engine supplies to both libraries: its clock, its threads, its randomness, its metrics
+//! registry and parts of its memory.
 
 use std::io;
 use std::sync::Arc;
@@ -35,7 +35,8 @@ pub struct EngineThreads {
 }
 
 impl EngineThreads {
-    /// Threads started for the observer's workers so far.
+    /// Threads started for the libraries so far: one for each worker, one for each piece of
+    /// blocking work.
     pub fn started(&self) -> usize {
         self.started.load(Ordering::SeqCst)
     }
@@ -50,6 +51,7 @@ impl Spawn for EngineThreads {
     }
 
     fn blocking(&self, work: Box<dyn FnOnce() + Send>) -> io::Result<()> {
+        self.started.fetch_add(1, Ordering::SeqCst);
         let name = "toy-blocking".to_owned();
         std::thread::Builder::new().name(name).spawn(work).map(drop)
     }
@@ -64,6 +66,24 @@ impl Random for EngineRandom {
     }
 }
 
+impl EngineRandom {
+    fn new() -> Self {
+        EngineRandom(Mutex::new(StdRng::from_os_rng()))
+    }
+}
+
+/// The environment of the engine's restore, which takes at most `memory` bytes.
+pub fn restore_environment(memory: u64) -> (pitr_restore_worker::Env, Arc<EngineThreads>) {
+    let threads = Arc::new(EngineThreads::default());
+    let env = pitr_restore_worker::Env {
+        clock: Arc::new(EngineClock(Instant::now())),
+        spawner: threads.clone(),
+        random: Arc::new(EngineRandom::new()),
+        budget: MemoryBudget::new(memory),
+    };
+    (env, threads)
+}
+
 /// The environment of the engine's backup: metrics go to `registry`, rows take at most `memory`
 /// bytes.
 pub fn environment(
@@ -74,6 +94,6 @@ pub fn environment(
     let mut env = Env::system(Metrics::new(registry)?, MemoryBudget::new(memory));
     env.clock = Arc::new(EngineClock(Instant::now()));
     env.spawner = threads.clone();
-    env.random = Arc::new(EngineRandom(Mutex::new(StdRng::from_os_rng())));
+    env.random = Arc::new(EngineRandom::new());
     Ok((env, threads))
 }

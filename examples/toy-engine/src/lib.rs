@@ -7,7 +7,7 @@
 //! | [`log`] | its replicated log: one order of commands, applied by every replica |
 //! | [`txn`] | its transactions (two-phase, as TiKV's): locks, values, write records |
 //! | [`hook`] | the hook behind apply: rows and resolved ts, and a scan that joins them without a gap |
-//! | [`environment`] | clock, threads, randomness, metrics registry and memory budget |
+//! | [`environment`] | clock, threads, randomness, metrics registry and memory budgets |
 //! | [`backup`] | the loop: events in, flush, publish |
 //! | [`restore`] | a restore that goes through the engine's own proposer |
 //!

@@ -5,7 +5,7 @@ use pitr_restore_worker::digest::scan_digest;
 use pitr_storage::open_url;
 use pitr_toy_engine::Result;
 use pitr_toy_engine::backup::{Backup, describe_archive};
-use pitr_toy_engine::environment::environment;
+use pitr_toy_engine::environment::{environment, restore_environment};
 use pitr_toy_engine::log::ReplicatedLog;
 use pitr_toy_engine::restore::restore_into;
 use pitr_toy_engine::txn::Store;
@@ -36,8 +36,9 @@ async fn main() -> Result<()> {
     );
 
     let target = ReplicatedLog::new(3);
+    let (env, _) = restore_environment(64 << 20);
     let temp = tempfile::tempdir()?;
-    let report = restore_into(&target, storage, moment, temp.path()).await?;
+    let report = restore_into(&target, storage, moment, temp.path(), env).await?;
     let expected = scan_digest(store.log().replicas()[0].as_ref(), moment)?;
     for replica in target.replicas() {
         let found = scan_digest(replica.as_ref(), Ts::MAX)?;

@@ -10,7 +10,7 @@ use pitr_format::{Class, EncodedRange, Ts};
 use pitr_restore_worker::engine::{EngineCf, EngineOp};
 use pitr_restore_worker::sst::SstFile;
 use pitr_restore_worker::target::{Target, TargetError, TargetRegion};
-use pitr_restore_worker::{Archive, Progress, Report, RestoreOptions, Window, plan, restore};
+use pitr_restore_worker::{Archive, Env, Progress, Report, RestoreOptions, Window, plan, restore};
 use pitr_storage::SharedStorage;
 
 use crate::Result;
@@ -58,22 +58,24 @@ impl Target for Proposer {
     }
 }
 
-/// Restores the archive in `storage` to `restored` into the empty `log`. Files wait in `temp_dir`.
+/// Restores the archive in `storage` to `restored` into the empty `log`, with clock, threads,
+/// randomness and memory of `env`. Files wait in `temp_dir`.
 pub async fn restore_into(
     log: &Arc<ReplicatedLog>,
     storage: SharedStorage,
     restored: Ts,
     temp_dir: &Path,
+    env: Env,
 ) -> Result<Report> {
-    let archive = Archive::open(storage.clone()).await?;
+    let archive = Archive::open(storage.clone(), env.clone()).await?;
     let window = Window {
         start: None,
         restored,
         ranges: Vec::new(),
         log_only: false,
     };
-    let plan = plan(&archive, &window)?;
-    let options = RestoreOptions::new(temp_dir, Arc::new(PairFiles));
+    let plan = plan(&archive, &window).await?;
+    let options = RestoreOptions::new(temp_dir, Arc::new(PairFiles), env);
     let target = Proposer(Arc::clone(log));
     let progress = Arc::new(Progress::default());
     Ok(restore(&plan, storage, &target, options, progress).await?)

@@ -7,7 +7,7 @@ use pitr_format::Ts;
 use pitr_restore_worker::digest::scan_digest;
 use pitr_storage::{SharedStorage, open_url};
 use pitr_toy_engine::backup::{Backup, describe_archive};
-use pitr_toy_engine::environment::environment;
+use pitr_toy_engine::environment::{environment, restore_environment};
 use pitr_toy_engine::log::ReplicatedLog;
 use pitr_toy_engine::restore::restore_into;
 use pitr_toy_engine::txn::Store;
@@ -29,9 +29,16 @@ async fn archive(start_ts: Ts) -> SharedStorage {
 async fn assert_restores(store: &Store, storage: &SharedStorage, moment: Ts) {
     let target = ReplicatedLog::new(2);
     let temp = tempfile::tempdir().unwrap();
-    restore_into(&target, storage.clone(), moment, temp.path())
+    let (env, threads) = restore_environment(32 << 20);
+    let budget = env.budget.clone();
+    restore_into(&target, storage.clone(), moment, temp.path(), env)
         .await
         .unwrap();
+    assert!(
+        threads.started() > 0,
+        "the restore runs on the engine's threads"
+    );
+    assert!(budget.peak() > 0 && budget.used() == 0);
     let expected = scan_digest(store.log().replicas()[0].as_ref(), moment).unwrap();
     for replica in target.replicas() {
         assert_eq!(

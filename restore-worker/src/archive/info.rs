@@ -1,5 +1,6 @@
 //! What an archive says about itself, apart from its metas.
 
+use pitr_env::Clock;
 use pitr_format::Ts;
 use pitr_format::backup_meta::{self, BackupMetaError, LogBackupMeta};
 use pitr_format::start_probe::StartProbe;
@@ -32,8 +33,21 @@ pub struct ArchiveInfo {
 
 impl ArchiveInfo {
     /// Reads the objects at the root and the checkpoints, no `.meta`.
-    pub async fn read(storage: &dyn Storage) -> Result<ArchiveInfo, ArchiveError> {
-        read(storage).await
+    pub async fn read(
+        storage: &dyn Storage,
+        clock: &dyn Clock,
+    ) -> Result<ArchiveInfo, ArchiveError> {
+        let root = Root { storage, clock };
+        let (log_max, bad_checkpoints) = root.checkpoints().await?;
+        Ok(ArchiveInfo {
+            uri: storage.uri(),
+            backup_meta: root.backup_meta().await?,
+            truncate_safepoint: root.safepoint().await?,
+            log_max,
+            start_probe: root.start_probe().await?,
+            bad_checkpoints,
+            migrations: root.migrations().await?,
+        })
     }
 
     /// The earliest start of a restore: the later of the log's start and the truncate safepoint.
@@ -76,90 +90,83 @@ impl ArchiveInfo {
     }
 }
 
-pub(super) async fn read(storage: &dyn Storage) -> Result<ArchiveInfo, ArchiveError> {
-    let (log_max, bad_checkpoints) = read_checkpoints(storage).await?;
-    Ok(ArchiveInfo {
-        uri: storage.uri(),
-        backup_meta: read_backup_meta(storage).await?,
-        truncate_safepoint: read_safepoint(storage).await?,
-        log_max,
-        start_probe: read_start_probe(storage).await?,
-        bad_checkpoints,
-        migrations: read_migrations(storage).await?,
-    })
+/// Objects that describe an archive as a whole.
+pub(super) struct Root<'a> {
+    pub(super) storage: &'a dyn Storage,
+    pub(super) clock: &'a dyn Clock,
 }
 
-async fn read_migrations(storage: &dyn Storage) -> Result<Vec<String>, StorageError> {
-    let listed = storage.list(object_name::MIGRATION_DIR).await?;
-    Ok(listed.into_iter().map(|object| object.path).collect())
-}
-
-/// The object, or `None` when it does not exist.
-async fn optional(storage: &dyn Storage, path: &str) -> Result<Option<bytes::Bytes>, StorageError> {
-    match get(storage, path, ATTEMPTS).await {
-        Ok(bytes) => Ok(Some(bytes)),
-        Err(e) if e.is_not_found() => Ok(None),
-        Err(e) => Err(e),
-    }
-}
-
-async fn read_backup_meta(storage: &dyn Storage) -> Result<Option<LogBackupMeta>, ArchiveError> {
-    let path = object_name::BACKUP_META;
-    let Some(bytes) = optional(storage, path).await? else {
-        return Ok(None);
-    };
-    match backup_meta::decode(&bytes) {
-        Ok(meta) => Ok(Some(meta)),
-        Err(error @ BackupMetaError::Snapshot { .. }) => Err(ArchiveError::NotALog {
-            uri: storage.uri(),
-            error,
-        }),
-        Err(error) => Err(Damage::new(path, error).into()),
-    }
-}
-
-async fn read_checkpoints(
-    storage: &dyn Storage,
-) -> Result<(Option<Ts>, Vec<String>), StorageError> {
-    let (mut max, mut bad) = (None, Vec::new());
-    for object in storage.list(object_name::CHECKPOINT_DIR).await? {
-        if !object.path.ends_with(object_name::CHECKPOINT_SUFFIX) {
-            continue;
-        }
-        // Its writer may replace or remove it meanwhile.
-        let Some(bytes) = optional(storage, &object.path).await? else {
-            continue;
-        };
-        match checkpoint_ts::decode(&bytes) {
-            Ok(ts) => max = max.max(Some(ts)),
-            Err(_) => bad.push(object.path),
+impl Root<'_> {
+    /// The object, or `None` when it does not exist.
+    async fn optional(&self, path: &str) -> Result<Option<bytes::Bytes>, StorageError> {
+        match get(self.storage, self.clock, path, ATTEMPTS).await {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(e) if e.is_not_found() => Ok(None),
+            Err(e) => Err(e),
         }
     }
-    Ok((max, bad))
-}
 
-pub(super) async fn read_safepoint(storage: &dyn Storage) -> Result<Ts, ArchiveError> {
-    let mut max = Ts::ZERO;
-    let spellings = [
-        object_name::TRUNCATE_SAFEPOINT,
-        object_name::TRUNCATE_SAFEPOINT_AS_DOCUMENTED,
-    ];
-    for path in spellings {
-        let Some(bytes) = optional(storage, path).await? else {
-            continue;
-        };
-        let safepoint = truncate_safepoint::decode(&bytes).map_err(|e| Damage::new(path, e))?;
-        max = max.max(safepoint);
+    async fn migrations(&self) -> Result<Vec<String>, StorageError> {
+        let listed = self.storage.list(object_name::MIGRATION_DIR).await?;
+        Ok(listed.into_iter().map(|object| object.path).collect())
     }
-    Ok(max)
-}
 
-async fn read_start_probe(storage: &dyn Storage) -> Result<Option<StartProbe>, ArchiveError> {
-    let path = object_name::START_PROBE;
-    let Some(bytes) = optional(storage, path).await? else {
-        return Ok(None);
-    };
-    Ok(Some(
-        start_probe::decode(&bytes).map_err(|e| Damage::new(path, e))?,
-    ))
+    async fn backup_meta(&self) -> Result<Option<LogBackupMeta>, ArchiveError> {
+        let path = object_name::BACKUP_META;
+        let Some(bytes) = self.optional(path).await? else {
+            return Ok(None);
+        };
+        match backup_meta::decode(&bytes) {
+            Ok(meta) => Ok(Some(meta)),
+            Err(error @ BackupMetaError::Snapshot { .. }) => Err(ArchiveError::NotALog {
+                uri: self.storage.uri(),
+                error,
+            }),
+            Err(error) => Err(Damage::new(path, error).into()),
+        }
+    }
+
+    async fn checkpoints(&self) -> Result<(Option<Ts>, Vec<String>), StorageError> {
+        let (mut max, mut bad) = (None, Vec::new());
+        for object in self.storage.list(object_name::CHECKPOINT_DIR).await? {
+            if !object.path.ends_with(object_name::CHECKPOINT_SUFFIX) {
+                continue;
+            }
+            // Its writer may replace or remove it meanwhile.
+            let Some(bytes) = self.optional(&object.path).await? else {
+                continue;
+            };
+            match checkpoint_ts::decode(&bytes) {
+                Ok(ts) => max = max.max(Some(ts)),
+                Err(_) => bad.push(object.path),
+            }
+        }
+        Ok((max, bad))
+    }
+
+    pub(super) async fn safepoint(&self) -> Result<Ts, ArchiveError> {
+        let mut max = Ts::ZERO;
+        let spellings = [
+            object_name::TRUNCATE_SAFEPOINT,
+            object_name::TRUNCATE_SAFEPOINT_AS_DOCUMENTED,
+        ];
+        for path in spellings {
+            let Some(bytes) = self.optional(path).await? else {
+                continue;
+            };
+            let safepoint = truncate_safepoint::decode(&bytes).map_err(|e| Damage::new(path, e))?;
+            max = max.max(safepoint);
+        }
+        Ok(max)
+    }
+
+    async fn start_probe(&self) -> Result<Option<StartProbe>, ArchiveError> {
+        let path = object_name::START_PROBE;
+        let Some(bytes) = self.optional(path).await? else {
+            return Ok(None);
+        };
+        Ok(Some(
+            start_probe::decode(&bytes).map_err(|e| Damage::new(path, e))?,
+        ))
+    }
 }

@@ -1,9 +1,9 @@
-//! Reads every `.meta` object and checks it against its own name, because a protobuf message that
+//! Reads a `.meta` object and checks it against its own name, because a protobuf message that
 //! was cut between two fields still decodes.
 
-use futures::{StreamExt, TryStreamExt};
+use pitr_env::Clock;
 use pitr_format::meta::{decode_metadata, file_groups};
-use pitr_format::object_name::{FLAG_EMPTY, Generation, META_DIR, META_SUFFIX, MetaName};
+use pitr_format::object_name::{FLAG_EMPTY, Generation, MetaName};
 use pitr_format::{Cf, Ts};
 use pitr_proto::backup::{DataFileGroup, MetaVersion, Metadata};
 use pitr_storage::{Storage, StorageError};
@@ -12,9 +12,6 @@ use super::ATTEMPTS;
 use crate::damage::Damage;
 use crate::fetch::get;
 use crate::plan::Slice;
-
-/// Metas read at once.
-const CONCURRENCY: usize = 32;
 
 /// One `.meta` object.
 #[derive(Clone, Debug)]
@@ -40,25 +37,14 @@ pub struct MetaContent {
     pub slices: Vec<Slice>,
 }
 
-pub(super) async fn read_all(storage: &dyn Storage) -> Result<Vec<MetaObject>, StorageError> {
-    let listed = storage.list(META_DIR).await?;
-    let paths = listed
-        .into_iter()
-        .map(|o| o.path)
-        .filter(|p| p.ends_with(META_SUFFIX));
-    futures::stream::iter(paths)
-        .map(|path| read_one(storage, path))
-        .buffered(CONCURRENCY)
-        .try_collect()
-        .await
-}
-
-pub(super) async fn read_one(
+/// Reads one; damage is inside of it.
+pub(crate) async fn read_one(
     storage: &dyn Storage,
+    clock: &dyn Clock,
     path: String,
 ) -> Result<MetaObject, StorageError> {
     let name = MetaName::parse(&path).ok();
-    let content = match get(storage, &path, ATTEMPTS).await {
+    let content = match get(storage, clock, &path, ATTEMPTS).await {
         Ok(bytes) => match decode_metadata(&bytes) {
             Ok(meta) => content(&path, name.as_ref(), meta),
             Err(e) => Err(Damage::new(&path, e)),

@@ -1,21 +1,26 @@
-//! An archive opened for reading: what it says about itself, and the metadata of every flush.
+//! An archive opened for reading: what it says about itself, and the metadata of every flush, which
+//! is read meta by meta and never held as a whole.
 //!
 //! A missing `backupmeta` or `.ts` is a state, not a failure: the check of an archive works
-//! without them, a restore refuses with the reason (see `plan`). A damaged `.meta` is kept as
-//! damage, so that the check lists all of them and a plan names the first.
+//! without them, a restore refuses with the reason (see `plan`). A damaged `.meta` is
+//! found as damage, so that the check lists all of them and a plan names the first.
 
 mod info;
 mod metas;
 mod walk;
+
+use std::sync::Arc;
 
 use pitr_format::Class;
 use pitr_format::backup_meta::BackupMetaError;
 use pitr_storage::{SharedStorage, StorageError};
 
 use crate::damage::Damage;
-use crate::plan::Slice;
+use crate::env::Env;
 pub use info::ArchiveInfo;
+pub(crate) use metas::read_one;
 pub use metas::{MetaContent, MetaObject};
+pub(crate) use walk::list;
 pub use walk::{MetaWalk, meta_paths};
 
 /// Attempts of each read.
@@ -51,28 +56,19 @@ impl ArchiveError {
 }
 
 /// An opened archive.
+#[derive(Clone)]
 pub struct Archive {
     storage: SharedStorage,
+    env: Env,
     /// What it says about itself.
     pub info: ArchiveInfo,
-    /// Every `.meta` object, by name.
-    pub metas: Vec<MetaObject>,
 }
 
 impl Archive {
-    /// Reads `backupmeta`, checkpoints, safepoint, start probe and all `.meta` objects.
-    pub async fn open(storage: SharedStorage) -> Result<Archive, ArchiveError> {
-        let mut info = info::read(storage.as_ref()).await?;
-        let metas = metas::read_all(storage.as_ref()).await?;
-        // A truncation writes its safepoint before it removes anything: whatever was missing from
-        // the listing shows now.
-        let safepoint = info::read_safepoint(storage.as_ref()).await?;
-        info.truncate_safepoint = info.truncate_safepoint.max(safepoint);
-        Ok(Archive {
-            storage,
-            info,
-            metas,
-        })
+    /// Reads `backupmeta`, checkpoints, safepoint and start probe, no `.meta`.
+    pub async fn open(storage: SharedStorage, env: Env) -> Result<Archive, ArchiveError> {
+        let info = ArchiveInfo::read(storage.as_ref(), env.clock.as_ref()).await?;
+        Ok(Archive { storage, env, info })
     }
 
     /// Where it lies.
@@ -80,13 +76,28 @@ impl Archive {
         &self.storage
     }
 
-    /// Every slice of every `.meta`; the first damaged one is the error.
-    pub fn slices(&self) -> Result<Vec<Slice>, Damage> {
-        let mut all = Vec::new();
-        for meta in &self.metas {
-            let content = meta.content.as_ref().map_err(Clone::clone)?;
-            all.extend(content.slices.iter().cloned());
+    /// What it was opened with.
+    pub fn env(&self) -> &Env {
+        &self.env
+    }
+
+    /// Walks over every `.meta` that there is now.
+    pub async fn walk(&self) -> Result<MetaWalk, StorageError> {
+        let paths = meta_paths(&self.storage).await?;
+        let (storage, clock) = (self.storage.clone(), Arc::clone(&self.env.clock));
+        Ok(MetaWalk::over(storage, clock, paths))
+    }
+
+    /// Raises the truncate safepoint to the one that is there by now; whether it was lower. A
+    /// truncation writes it before it removes anything: what was missing since the archive was
+    /// opened shows here.
+    pub(crate) async fn raise_safepoint(&mut self) -> Result<bool, ArchiveError> {
+        let (storage, clock) = (self.storage.as_ref(), self.env.clock.as_ref());
+        let safepoint = info::Root { storage, clock }.safepoint().await?;
+        let raised = safepoint > self.info.truncate_safepoint;
+        if raised {
+            self.info.truncate_safepoint = safepoint;
         }
-        Ok(all)
+        Ok(raised)
     }
 }

@@ -14,10 +14,8 @@ mod run;
 mod stream;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-use pitr_budget::{MemoryBudget, Reservation};
+use pitr_budget::Reservation;
 use pitr_format::Class;
 
 use buffer::Buffer;
@@ -99,32 +97,18 @@ pub enum SortError {
         /// The system's answer.
         source: std::io::Error,
     },
-    /// Others hold the memory budget, and do not give it back.
-    #[error(
-        "no {bytes} bytes became free in a memory budget of {limit} within {} s; give the restore \
-         more memory, or stop what else uses the budget",
-        WAIT_FOR_MEMORY.as_secs()
-    )]
-    Memory {
-        /// Bytes needed.
-        bytes: u64,
-        /// Size of the budget.
-        limit: u64,
-    },
 }
 
 impl SortError {
-    /// The local disk failed, or memory is held by others, which may end.
+    /// The local disk failed; repeating does not help.
     pub fn class(&self) -> Class {
-        match self {
-            SortError::Run { .. } => Class::Permanent,
-            SortError::Memory { .. } => Class::Retry,
-        }
+        Class::Permanent
     }
 }
 
-/// How long an empty sorter waits for others to give memory back.
-const WAIT_FOR_MEMORY: Duration = Duration::from_secs(120);
+/// What a sorter needs in order to work on when others hold all other memory: a chunk, and the list
+/// of its entries.
+pub const FLOOR: u64 = 2 << 20;
 /// Bytes reserved at a time, so that the budget's counter is not touched for each entry.
 const RESERVE_STEP: u64 = 1 << 20;
 
@@ -152,6 +136,8 @@ pub struct Sorter {
     name: &'static str,
     options: SortOptions,
     held: Reservation,
+    /// Kept when the buffer is spilled.
+    floor: u64,
     buffer: Buffer,
     runs: Vec<Run>,
     created: usize,
@@ -160,13 +146,9 @@ pub struct Sorter {
 
 impl Sorter {
     /// A sorter that spills into `dir` (which the caller owns and removes) under names that begin
-    /// with `name`, and reserves what it keeps in memory from `budget`.
-    pub fn new(
-        dir: &Path,
-        name: &'static str,
-        options: SortOptions,
-        budget: &Arc<MemoryBudget>,
-    ) -> Self {
+    /// with `name`. What it keeps in memory is `floor`, which should be [`FLOOR`] bytes, and what
+    /// the budget of `floor` has besides.
+    pub fn new(dir: &Path, name: &'static str, options: SortOptions, floor: Reservation) -> Self {
         Sorter {
             dir: dir.to_owned(),
             name,
@@ -174,7 +156,8 @@ impl Sorter {
                 fan_in: options.fan_in.max(2),
                 ..options
             },
-            held: budget.nothing(),
+            floor: floor.bytes(),
+            held: floor,
             buffer: Buffer::default(),
             runs: Vec::new(),
             created: 0,
@@ -182,39 +165,37 @@ impl Sorter {
         }
     }
 
-    /// Adds an entry; spills first when the share or the budget is used up. Blocks while the
-    /// budget has no room even for an empty sorter.
+    /// Adds an entry; spills first when the share or the budget is used up.
     pub fn push(&mut self, key: &[u8], tag: Tag, value: &[u8]) -> Result<(), SortError> {
         let need = key.len() + value.len();
         if self.buffer.memory_with(need) > self.options.memory {
             self.spill()?;
         }
-        self.reserve(need)?;
+        if !self.reserve(need) {
+            self.spill()?;
+            if !self.reserve(need) {
+                return self.write_alone(EntryRef { key, tag, value });
+            }
+        }
         self.buffer.push(key, tag, value);
         Ok(())
     }
 
-    fn reserve(&mut self, need: usize) -> Result<(), SortError> {
-        let missing = |s: &Self| (s.buffer.memory_with(need) as u64).saturating_sub(s.held.bytes());
-        let bytes = missing(self);
-        if bytes == 0 {
-            return Ok(());
+    /// Whether an entry of `need` bytes has room.
+    fn reserve(&mut self, need: usize) -> bool {
+        let wanted = self.buffer.memory_with(need) as u64;
+        match wanted.saturating_sub(self.held.bytes()) {
+            0 => true,
+            missing => self.held.try_grow(missing.max(RESERVE_STEP)),
         }
-        if self.held.try_grow(bytes.max(RESERVE_STEP)) {
-            return Ok(());
-        }
-        self.spill()?;
-        let (bytes, began) = (missing(self), Instant::now());
-        loop {
-            if self.held.try_grow(bytes) {
-                return Ok(());
-            }
-            if began.elapsed() > WAIT_FOR_MEMORY {
-                let limit = self.held.budget().limit();
-                return Err(SortError::Memory { bytes, limit });
-            }
-            std::thread::sleep(Duration::from_millis(2));
-        }
+    }
+
+    /// An entry for which there is no room becomes a run of its own.
+    fn write_alone(&mut self, entry: EntryRef<'_>) -> Result<(), SortError> {
+        let mut writer = self.next_run()?;
+        writer.append(entry)?;
+        self.runs.push(writer.finish()?);
+        Ok(())
     }
 
     /// Sorts what is left and merges runs until one pass can read them all.
@@ -250,7 +231,7 @@ impl Sorter {
         }
         self.runs.push(writer.finish()?);
         drop(buffer);
-        self.held.shrink_to(0);
+        self.held.shrink_to(self.floor);
         Ok(())
     }
 

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeSet;
 
+use pitr_budget::MemoryBudget;
 use proptest::prelude::*;
 
 use super::*;
 
 fn sorter(dir: &Path, memory: usize, fan_in: usize) -> Sorter {
-    let budget = MemoryBudget::new(u64::MAX);
-    Sorter::new(dir, "test", SortOptions { memory, fan_in }, &budget)
+    let floor = MemoryBudget::new(u64::MAX).nothing();
+    Sorter::new(dir, "test", SortOptions { memory, fan_in }, floor)
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -125,7 +126,7 @@ fn a_run_that_was_cut_is_an_error_not_an_early_end() {
 fn entries_in_memory_are_reserved_until_the_run_is_dropped() {
     let dir = tempfile::tempdir().unwrap();
     let budget = MemoryBudget::new(64 << 20);
-    let mut sorter = Sorter::new(dir.path(), "test", SortOptions::default(), &budget);
+    let mut sorter = Sorter::new(dir.path(), "test", SortOptions::default(), budget.nothing());
     for i in 0..30u32 {
         let value = vec![7; 100 << 10];
         sorter.push(&i.to_be_bytes(), Tag::Value, &value).unwrap();
@@ -139,27 +140,24 @@ fn entries_in_memory_are_reserved_until_the_run_is_dropped() {
 }
 
 #[test]
-fn a_sorter_spills_when_others_take_the_budget_and_waits_when_it_has_nothing_to_give() {
+fn a_sorter_works_on_with_its_floor_when_others_hold_the_rest() {
     let dir = tempfile::tempdir().unwrap();
     let budget = MemoryBudget::new(8 << 20);
-    let mut sorter = Sorter::new(dir.path(), "test", SortOptions::default(), &budget);
+    let floor = budget.try_reserve(FLOOR).unwrap();
+    let mut sorter = Sorter::new(dir.path(), "test", SortOptions::default(), floor);
     let value = vec![7; 900 << 10];
     for i in 0..3u8 {
         sorter.push(&[i], Tag::Value, &value).unwrap();
     }
-    let held = budget.used();
-    let others = budget.try_reserve((8 << 20) - held).unwrap();
-    sorter.push(&[3], Tag::Value, &value).unwrap();
-    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "one run");
-    assert!(budget.used() <= 8 << 20);
-    let rest = budget.try_reserve((8 << 20) - budget.used()).unwrap();
-    let giving = std::thread::spawn(move || {
-        std::thread::sleep(Duration::from_millis(50));
-        drop((others, rest));
-    });
-    for i in 4..8u8 {
+    let _others = budget.try_reserve((8 << 20) - budget.used()).unwrap();
+    for i in 3..9u8 {
         sorter.push(&[i], Tag::Value, &value).unwrap();
     }
-    giving.join().unwrap();
-    assert_eq!(all(&sorter.finish().unwrap()).0.len(), 8);
+    let larger_than_the_floor = vec![8; FLOOR as usize];
+    sorter
+        .push(&[9], Tag::Value, &larger_than_the_floor)
+        .unwrap();
+    sorter.push(&[10], Tag::Value, &value).unwrap();
+    assert_eq!(budget.peak(), 8 << 20, "never more than there is");
+    assert_eq!(all(&sorter.finish().unwrap()).0.len(), 11);
 }

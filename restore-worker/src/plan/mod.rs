@@ -1,5 +1,5 @@
-//! What a restore reads: pure over the archive's metadata, so that it can be printed and checked
-//! before a byte moves.
+//! What a restore reads: a function of the archive's metadata alone, so that it can be printed and
+//! checked before a byte moves.
 //!
 //! Chosen are put slices that overlap the window and the ranges: of `write` those with
 //! max_ts > start and min_ts ≤ T; of `default` those with max_ts ≥ shift ts and min_ts ≤ T, where
@@ -7,18 +7,33 @@
 //! transaction that committed inside the window may have written its values before it (BR
 //! `br/pkg/stream/stream_metas.go` UpdateShiftTS). A value of 0 means "unknown": everything is
 //! read. Delete slices hold nothing that a restore needs (see `filter`).
+//!
+//! Metas are read one after the other; of each, only the chosen slices stay, in a compact form that
+//! is reserved from the memory budget (a quarter of it at most).
 
+mod choice;
+mod packed;
 mod reads;
 
-use std::collections::BTreeSet;
 use std::fmt;
 
+use futures::{StreamExt, TryStreamExt};
+use pitr_budget::Reservation;
 use pitr_format::{Cf, Class, EncodedRange, Ts};
-use pitr_proto::backup::{DataFileInfo, FileType};
+use pitr_proto::backup::DataFileInfo;
+use pitr_storage::{ObjectInfo, StorageError};
 
-use crate::archive::{Archive, ArchiveInfo};
+use crate::archive::{Archive, ArchiveError, ArchiveInfo, MetaObject, list, read_one};
 use crate::damage::Damage;
+use choice::Choice;
+use packed::Amounts;
+pub use packed::Reads;
 pub use reads::{Read, ReadLimits, coalesce};
+
+/// Metas read at once, if the budget has room for them.
+const METAS_AT_ONCE: usize = 32;
+/// What a meta takes in memory, as a multiple of its bytes: itself, and decoded.
+const DECODED: u64 = 4;
 
 /// What to restore.
 #[derive(Clone, Debug)]
@@ -87,14 +102,42 @@ pub enum PlanError {
     /// Metadata is damaged.
     #[error(transparent)]
     Damage(#[from] Damage),
+    /// The storage failed.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// The chosen slices are more than the memory budget can hold.
+    #[error(
+        "the slices to be read do not fit into {most} bytes, a quarter of a memory budget of \
+         {limit} ({slices} do); give the restore more memory, or choose an earlier time or fewer \
+         ranges"
+    )]
+    TooLittleMemory {
+        /// Slices that fit.
+        slices: usize,
+        /// Most bytes for them.
+        most: u64,
+        /// The whole budget.
+        limit: u64,
+    },
 }
 
 impl PlanError {
-    /// What to do about it: only the missing checkpoint may come by itself.
+    /// What to do about it: only the missing checkpoint may come by itself, or the storage back.
     pub fn class(&self) -> Class {
         match self {
             PlanError::NoCheckpoint { .. } => Class::Retry,
+            PlanError::Storage(e) => e.class(),
             _ => Class::Permanent,
+        }
+    }
+}
+
+impl From<ArchiveError> for PlanError {
+    fn from(error: ArchiveError) -> Self {
+        match error {
+            ArchiveError::Damage(damage) => damage.into(),
+            ArchiveError::Storage(error) => error.into(),
+            ArchiveError::NotALog { uri, error } => Damage::new(uri, error).into(),
         }
     }
 }
@@ -124,13 +167,14 @@ pub struct Amount {
 }
 
 impl Amount {
-    fn add(&mut self, info: &DataFileInfo) {
+    fn add(&mut self, slice: impl Into<Amounts>) {
+        let slice = slice.into();
         self.slices += 1;
         // Numbers from outside: a sum that does not fit is only shown, never relied on.
-        let entries = info.number_of_entries.max(0) as u64;
+        let entries = slice.entries.max(0) as u64;
         self.records = self.records.saturating_add(entries);
-        self.stored_bytes = self.stored_bytes.saturating_add(info.range_length);
-        self.plain_bytes = self.plain_bytes.saturating_add(info.length);
+        self.stored_bytes = self.stored_bytes.saturating_add(slice.stored);
+        self.plain_bytes = self.plain_bytes.saturating_add(slice.plain);
     }
 }
 
@@ -159,15 +203,13 @@ pub struct Plan {
     /// Encoded source ranges; empty = everything.
     pub ranges: Vec<EncodedRange>,
     /// Range requests, in the order of object names and offsets.
-    pub reads: Vec<Read>,
+    pub reads: Reads,
     /// Slices of `write` that are read.
     pub write: Amount,
     /// Slices of `default` that are read.
     pub default: Amount,
     /// Slices that are not.
     pub skipped: Skipped,
-    /// Objects that are read.
-    pub objects: u64,
 }
 
 impl fmt::Display for Plan {
@@ -200,70 +242,57 @@ impl fmt::Display for Plan {
             f,
             "requests: {} to {} objects",
             self.reads.len(),
-            self.objects
+            self.reads.objects()
         )
     }
 }
 
-/// Chooses the slices of `window`, or says why there can be no restore.
-pub fn plan(archive: &Archive, window: &Window) -> Result<Plan, PlanError> {
-    let start = admit(&archive.info, window)?;
-    let slices = archive.slices()?;
-    let mut plan = Plan {
-        uri: archive.info.uri.clone(),
-        start,
-        shift: shift_ts(&slices, start, window.restored),
-        restored: window.restored,
-        ranges: window.ranges.clone(),
-        reads: Vec::new(),
-        write: Amount::default(),
-        default: Amount::default(),
-        skipped: Skipped::default(),
-        objects: 0,
-    };
-    let mut chosen = Vec::new();
-    for slice in slices {
-        if let Some(slice) = plan.choose(slice)? {
-            chosen.push(slice);
+/// Reads all metas and chooses the slices of `window`, or says why there can be no restore.
+pub async fn plan(archive: &Archive, window: &Window) -> Result<Plan, PlanError> {
+    let mut archive = archive.clone();
+    loop {
+        let start = admit(&archive.info, window)?;
+        let plan = choose_all(&archive, Choice::new(&archive, window, start)).await;
+        if !archive.raise_safepoint().await? {
+            return plan;
         }
+        // A truncation has begun meanwhile, and what it removes may be missing from the plan.
     }
-    plan.objects = chosen
-        .iter()
-        .map(|s| &s.object)
-        .collect::<BTreeSet<_>>()
-        .len() as u64;
-    plan.reads = coalesce(chosen, &ReadLimits::default())?;
-    Ok(plan)
 }
 
-impl Plan {
-    fn choose(&mut self, slice: Slice) -> Result<Option<Slice>, PlanError> {
-        let info = &slice.info;
-        let outside = match slice.cf {
-            Cf::Write => info.max_ts <= self.start.get(),
-            Cf::Default => info.max_ts < self.shift.get(),
-        };
-        if is_delete(info) {
-            self.skipped.deletes.add(info);
-        } else if outside || info.min_ts > self.restored.get() {
-            self.skipped.by_window.add(info);
-        } else if !overlaps(info, &self.ranges) {
-            self.skipped.by_range.add(info);
-        } else if info.file_encryption_info.is_some() {
-            let what = "encrypted log files cannot be read";
-            return Err(PlanError::Unsupported {
-                object: slice.object,
-                what,
-            });
-        } else {
-            match slice.cf {
-                Cf::Write => self.write.add(info),
-                Cf::Default => self.default.add(info),
-            }
-            return Ok(Some(slice));
+async fn choose_all(archive: &Archive, mut choice: Choice) -> Result<Plan, PlanError> {
+    let metas = list(archive.storage()).await?;
+    let mut metas = futures::stream::iter(metas)
+        .map(|object| read_meta(archive, object))
+        .buffer_unordered(METAS_AT_ONCE);
+    let mut damaged: Option<Damage> = None;
+    while let Some((meta, memory)) = metas.try_next().await? {
+        match meta.content {
+            Ok(content) => choice.add(&content)?,
+            // Of several, the first is named, whichever was read first.
+            Err(damage) => damaged = Some(damaged.map_or(damage.clone(), |d| d.min(damage))),
         }
-        Ok(None)
+        drop(memory);
     }
+    match damaged {
+        Some(damage) => Err(damage.into()),
+        None => choice.finish(),
+    }
+}
+
+async fn read_meta(
+    archive: &Archive,
+    object: ObjectInfo,
+) -> Result<(MetaObject, Reservation), StorageError> {
+    let (storage, env) = (archive.storage().as_ref(), archive.env());
+    // Never more than half: a plan holds a quarter at most, so there will be room.
+    let bytes = object
+        .size
+        .saturating_mul(DECODED)
+        .min(env.budget.limit() / 2);
+    let memory = env.budget.reserve(bytes).await;
+    let meta = read_one(storage, env.clock.as_ref(), object.path).await?;
+    Ok((meta, memory))
 }
 
 /// The start of the window, if archive and window allow a restore.
@@ -311,25 +340,4 @@ fn admit(info: &ArchiveInfo, window: &Window) -> Result<Ts, PlanError> {
         return Err(PlanError::NotProvenEmpty { start });
     }
     Ok(start)
-}
-
-fn shift_ts(slices: &[Slice], start: Ts, restored: Ts) -> Ts {
-    slices
-        .iter()
-        .filter(|s| s.cf == Cf::Write && !is_delete(&s.info))
-        .filter(|s| s.info.max_ts > start.get() && s.info.min_ts <= restored.get())
-        .map(|s| Ts::new(s.info.min_begin_ts_in_default_cf))
-        .min()
-        .unwrap_or(start)
-}
-
-fn is_delete(info: &DataFileInfo) -> bool {
-    info.r#type == FileType::Delete as i32
-}
-
-fn overlaps(info: &DataFileInfo, ranges: &[EncodedRange]) -> bool {
-    let unknown = info.start_key.is_empty() && info.end_key.is_empty();
-    let overlaps =
-        |r: &EncodedRange| info.end_key >= r.start && (r.end.is_empty() || info.start_key < r.end);
-    unknown || ranges.is_empty() || ranges.iter().any(overlaps)
 }

@@ -45,34 +45,71 @@ impl Default for ReadLimits {
 
 /// Groups slices into requests.
 pub fn coalesce(mut slices: Vec<Slice>, limits: &ReadLimits) -> Result<Vec<Read>, Damage> {
-    slices.sort_by(|a, b| {
-        let offset = |s: &Slice| (s.info.range_offset, s.info.range_length);
-        a.object.cmp(&b.object).then(offset(a).cmp(&offset(b)))
+    slices.sort_by(|a, b| place_of(a).cmp(&place_of(b)));
+    let groups = group(&slices, place_of, limits)?;
+    let mut slices = slices.into_iter();
+    let reads = groups.into_iter().map(|group| {
+        let slices: Vec<Slice> = slices.by_ref().take(group.slices).collect();
+        let object = slices.first().map(|first| first.object.clone());
+        Read {
+            object: object.unwrap_or_default(),
+            range: group.range,
+            slices,
+        }
     });
-    let mut reads: Vec<Read> = Vec::new();
-    for slice in slices {
-        let (from, len) = (slice.info.range_offset, slice.info.range_length);
-        let range = match from.checked_add(len) {
-            Some(_) if len == 0 => None,
-            Some(end) => Some(from..end),
-            None => return Err(Damage::new(slice.object, "a slice ends beyond 2^64 bytes")),
+    Ok(reads.collect())
+}
+
+/// Where a slice lies, in the order of reading.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Place<'a> {
+    pub(super) object: &'a str,
+    pub(super) offset: u64,
+    pub(super) length: u64,
+}
+
+fn place_of(slice: &Slice) -> Place<'_> {
+    Place {
+        object: &slice.object,
+        offset: slice.info.range_offset,
+        length: slice.info.range_length,
+    }
+}
+
+/// One request: how many of the slices, which are sorted, it serves.
+#[derive(Debug)]
+pub(super) struct Group {
+    pub(super) range: Option<Range<u64>>,
+    pub(super) slices: usize,
+}
+
+/// Groups sorted slices into requests.
+pub(super) fn group<T>(
+    sorted: &[T],
+    place: impl Fn(&T) -> Place<'_>,
+    limits: &ReadLimits,
+) -> Result<Vec<Group>, Damage> {
+    let mut groups: Vec<Group> = Vec::new();
+    let mut object = "";
+    for slice in sorted {
+        let next = place(slice);
+        let range = match next.offset.checked_add(next.length) {
+            Some(_) if next.length == 0 => None,
+            Some(end) => Some(next.offset..end),
+            None => return Err(Damage::new(next.object, "a slice ends beyond 2^64 bytes")),
         };
-        if let Some(last) = reads.last_mut()
-            && last.object == slice.object
+        if let Some(last) = groups.last_mut()
+            && object == next.object
             && let Some(joined) = join(&last.range, &range, limits)
         {
             last.range = joined;
-            last.slices.push(slice);
+            last.slices += 1;
             continue;
         }
-        let object = slice.object.clone();
-        reads.push(Read {
-            object,
-            range,
-            slices: vec![slice],
-        });
+        object = next.object;
+        groups.push(Group { range, slices: 1 });
     }
-    Ok(reads)
+    Ok(groups)
 }
 
 /// The request for both, if they belong together.
@@ -100,6 +137,7 @@ fn join(
 mod tests {
     use pitr_format::Cf;
     use pitr_proto::backup::DataFileInfo;
+    use proptest::prelude::*;
 
     use super::*;
 
@@ -163,5 +201,40 @@ mod tests {
     fn an_end_beyond_all_numbers_is_damage() {
         let damage = coalesce(vec![slice("x", u64::MAX, 2)], &ReadLimits::default()).unwrap_err();
         assert_eq!(damage.object, "x");
+    }
+
+    fn slices() -> impl Strategy<Value = Vec<Slice>> {
+        let one = (0u8..3, 0u64..400, 1u64..150);
+        let one = one.prop_map(|(object, at, len)| slice(&format!("o{object}"), at, len));
+        prop::collection::vec(one, 0..40)
+    }
+
+    proptest! {
+        #[test]
+        fn every_slice_is_read_once_and_no_request_is_larger_or_wider_than_allowed(
+            slices in slices(),
+            request in 1u64..300,
+            gap in 0u64..40,
+        ) {
+            let limits = ReadLimits { request, gap };
+            let reads = coalesce(slices.clone(), &limits).unwrap();
+            let place = |s: &Slice| (s.object.clone(), s.info.range_offset, s.info.range_length);
+            let mut wanted: Vec<_> = slices.iter().map(place).collect();
+            wanted.sort();
+            let found: Vec<_> = reads.iter().flat_map(|r| &r.slices).map(place).collect();
+            prop_assert_eq!(found, wanted);
+            for read in &reads {
+                let range = read.range.clone().unwrap();
+                let ends = |s: &Slice| s.info.range_offset + s.info.range_length;
+                prop_assert_eq!(range.start, read.slices[0].info.range_offset);
+                prop_assert_eq!(range.end, read.slices.iter().map(ends).max().unwrap());
+                prop_assert!(read.slices.len() == 1 || range.end - range.start <= request);
+                let mut end = range.start;
+                for slice in &read.slices {
+                    prop_assert!(slice.info.range_offset <= end + gap, "a gap of unwanted bytes");
+                    end = end.max(ends(slice));
+                }
+            }
+        }
     }
 }

@@ -6,24 +6,21 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use futures::StreamExt;
 use futures::stream::FuturesUnordered;
+use futures::{FutureExt, StreamExt};
 use parking_lot::Mutex;
-use pitr_format::Class;
+use pitr_format::{Class, EncodedRange};
 use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
 
-use super::{Progress, Report, RestoreError, RestoreOptions};
+use super::{Progress, Report, RestoreError, RestoreOptions, lost};
 use crate::cut::{Batch, CutError, CutOptions, CutTally, Cutter, SortedRecords};
 use crate::fetch::back_off_as_asked;
 use crate::regions::{self, RegionTable};
 use crate::sst::SstFile;
-use crate::target::Target;
+use crate::target::{Target, TargetError, TargetRegion};
 
 /// Batches that are cut ahead of those being ingested.
 const AHEAD: usize = 1;
-
-type CutResult = Result<(CutTally, u64), CutError>;
 
 pub(super) struct Ingest<'a> {
     pub(super) target: &'a dyn Target,
@@ -50,7 +47,9 @@ impl Ingest<'_> {
             regions: Mutex::new(regions),
         });
         let (sender, mut batches) = mpsc::channel(AHEAD);
-        let cutter = self.spawn_cutter(&shared, sender);
+        let cutter = self.cut_all(&shared, sender).fuse();
+        let mut cutter = std::pin::pin!(cutter);
+        let mut cut = None;
         let mut running = FuturesUnordered::new();
         loop {
             let room = running.len() < self.options.ingests.max(1);
@@ -59,6 +58,7 @@ impl Ingest<'_> {
                     Some(batch) => running.push(self.ingest(batch, &shared)),
                     None => break,
                 },
+                done = &mut cutter, if cut.is_none() => cut = Some(done?),
                 Some(done) = running.next(), if !running.is_empty() => {
                     self.account(done?, report);
                 }
@@ -67,7 +67,10 @@ impl Ingest<'_> {
         while let Some(done) = running.next().await {
             self.account(done?, report);
         }
-        let (tally, duplicates) = joined(cutter).await??;
+        let (tally, duplicates) = match cut {
+            Some(cut) => cut,
+            None => cutter.await?,
+        };
         report.filtered.unreferenced_value += tally.unreferenced;
         report.duplicates += duplicates;
         report.digest_in = tally.digest;
@@ -86,18 +89,15 @@ impl Ingest<'_> {
         report.recuts += done.recuts;
     }
 
-    fn spawn_cutter(
+    /// Cuts everything; sends the batches as fast as they are taken.
+    async fn cut_all(
         &self,
         shared: &Arc<Shared>,
         sender: mpsc::Sender<Batch>,
-    ) -> JoinHandle<CutResult> {
-        let (shared, cut, sst) = (
-            Arc::clone(shared),
-            self.cut.clone(),
-            Arc::clone(&self.options.sst),
-        );
-        tokio::task::spawn_blocking(move || {
-            let mut cutter = Cutter::new(&shared.records, sst.as_ref(), cut)?;
+    ) -> Result<(CutTally, u64), RestoreError> {
+        let (shared, cut) = (Arc::clone(shared), self.cut.clone());
+        let work = move || -> Result<(CutTally, u64), CutError> {
+            let mut cutter = Cutter::new(&shared.records, cut)?;
             loop {
                 let regions = shared.regions.lock().clone();
                 let Some(batch) = cutter.next_batch(&regions)? else {
@@ -108,7 +108,8 @@ impl Ingest<'_> {
                     return Ok(cutter.tally());
                 }
             }
-        })
+        };
+        Ok(self.options.env.unblock(work).await.map_err(lost)??)
     }
 
     /// Ingests a batch, cutting it again as often as regions change.
@@ -119,7 +120,7 @@ impl Ingest<'_> {
         while let Some(batch) = pending.pop() {
             self.progress.touch_target();
             let Err(error) = self.target.ingest(&batch.region, &batch.ssts).await else {
-                self.taken(batch.ssts, &mut done).await;
+                self.taken(batch.ssts, &mut done).await?;
                 attempt = 0;
                 continue;
             };
@@ -128,7 +129,8 @@ impl Ingest<'_> {
                 return Err(error.into());
             }
             tracing::info!(range = ?batch.range(), attempt, %error, "ingest is repeated");
-            back_off_as_asked(attempt, error.wait).await;
+            let clock = self.options.env.clock.as_ref();
+            back_off_as_asked(clock, attempt, error.wait).await;
             if error.class() == Class::Refresh {
                 done.recuts += 1;
                 pending.extend(self.cut_again(batch, shared).await?);
@@ -139,12 +141,19 @@ impl Ingest<'_> {
         Ok(done)
     }
 
-    async fn taken(&self, files: Vec<SstFile>, done: &mut Done) {
-        for file in files {
+    async fn taken(&self, files: Vec<SstFile>, done: &mut Done) -> Result<(), RestoreError> {
+        for file in &files {
             self.progress.ingested(file.raw_bytes, file.entries);
-            remove(&file.path).await;
-            done.files.push(file);
         }
+        self.remove(&files).await?;
+        done.files.extend(files);
+        Ok(())
+    }
+
+    async fn remove(&self, files: &[SstFile]) -> Result<(), RestoreError> {
+        let paths: Vec<_> = files.iter().map(|file| file.path.clone()).collect();
+        let work = move || paths.iter().for_each(|path| remove(path));
+        self.options.env.unblock(work).await.map_err(lost)
     }
 
     /// Batches with the keys of `batch`, cut at the regions as they are now.
@@ -153,29 +162,28 @@ impl Ingest<'_> {
         batch: Batch,
         shared: &Arc<Shared>,
     ) -> Result<Vec<Batch>, RestoreError> {
-        for file in &batch.ssts {
-            remove(&file.path).await;
-        }
+        self.remove(&batch.ssts).await?;
         // The whole former region: parts of it that lie behind this batch changed as well.
         let stale = batch.region.range.clone();
-        let fresh = regions::load(self.target, &stale, self.options.attempts).await?;
+        let fresh = self.load_regions(&stale).await?;
         shared.regions.lock().replace(&stale, fresh.clone())?;
         let mut table = RegionTable::default();
         table.replace(&stale, fresh)?;
-        let (shared, cut, sst) = (
-            Arc::clone(shared),
-            self.cut.clone(),
-            Arc::clone(&self.options.sst),
-        );
-        let worker = tokio::task::spawn_blocking(move || -> Result<Vec<Batch>, CutError> {
-            let mut cutter = Cutter::again(&shared.records, sst.as_ref(), cut, &batch)?;
+        let (shared, cut) = (Arc::clone(shared), self.cut.clone());
+        let work = move || -> Result<Vec<Batch>, CutError> {
+            let mut cutter = Cutter::again(&shared.records, cut, &batch)?;
             let mut batches = Vec::new();
             while let Some(batch) = cutter.next_batch(&table)? {
                 batches.push(batch);
             }
             Ok(batches)
-        });
-        Ok(joined(worker).await??)
+        };
+        Ok(self.options.env.unblock(work).await.map_err(lost)??)
+    }
+
+    async fn load_regions(&self, range: &EncodedRange) -> Result<Vec<TargetRegion>, TargetError> {
+        let clock = self.options.env.clock.as_ref();
+        regions::load(self.target, clock, range, self.options.attempts).await
     }
 }
 
@@ -187,16 +195,10 @@ struct Done {
 }
 
 /// Ingest by move may have taken the file; what is left goes with the directory.
-async fn remove(path: &Path) {
-    if let Err(e) = tokio::fs::remove_file(path).await
+fn remove(path: &Path) {
+    if let Err(e) = std::fs::remove_file(path)
         && e.kind() != std::io::ErrorKind::NotFound
     {
         tracing::debug!(path = %path.display(), error = %e, "SST file stays until the end");
     }
-}
-
-async fn joined<T>(handle: JoinHandle<T>) -> Result<T, RestoreError> {
-    handle
-        .await
-        .map_err(|e| RestoreError::Worker(e.to_string()))
 }

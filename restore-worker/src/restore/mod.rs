@@ -12,12 +12,12 @@ mod select;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use pitr_budget::MemoryBudget;
 use pitr_format::{Class, EncodedRange};
 use pitr_storage::{SharedStorage, StorageError};
 
 use crate::cut::{CutError, CutOptions};
 use crate::damage::Damage;
+use crate::env::Env;
 use crate::fetch::FetchError;
 use crate::merge::SortError;
 use crate::plan::Plan;
@@ -28,8 +28,6 @@ use crate::target::{Target, TargetError};
 pub use progress::{Progress, Stage};
 pub use report::Report;
 
-/// Budget of a restore that is given none.
-pub const DEFAULT_MEMORY: u64 = 512 << 20;
 /// The smallest budget that a restore works with.
 pub const MIN_MEMORY: u64 = 16 << 20;
 /// More in flight does not make a restore faster.
@@ -45,9 +43,9 @@ pub struct RestoreOptions {
     pub sst: Arc<dyn SstFactory>,
     /// Optional replacement of a key prefix.
     pub rewrite: Rewrite,
-    /// What sort runs in memory and requests in flight reserve from; see
-    /// [`RestoreOptions::with_memory`].
-    pub memory: Arc<MemoryBudget>,
+    /// Clock, threads and randomness, and the budget that sort runs in memory and requests in
+    /// flight reserve from.
+    pub env: Env,
     /// Share of the sorters: bytes that they keep in memory, all together.
     pub sort_memory: usize,
     /// Share of requests in flight, with their plaintext; one request may exceed it alone.
@@ -67,15 +65,21 @@ pub struct RestoreOptions {
 }
 
 impl RestoreOptions {
-    /// Defaults for files made by `sst`.
-    pub fn new(temp_dir: impl Into<PathBuf>, sst: Arc<dyn SstFactory>) -> Self {
+    /// Defaults for files made by `sst`. Of the budget of `env`, half is for the sorters and an
+    /// eighth for requests in flight; the rest stays for what is cut, uploaded and merged at the
+    /// same time. Others may use the budget too; the restore spills or waits when they leave no
+    /// room.
+    pub fn new(temp_dir: impl Into<PathBuf>, sst: Arc<dyn SstFactory>, env: Env) -> Self {
+        let limit = env.budget.limit().max(MIN_MEMORY);
         RestoreOptions {
             temp_dir: temp_dir.into(),
             sst,
             rewrite: Rewrite::identity(),
-            memory: MemoryBudget::new(0),
-            sort_memory: 0,
-            inflight_bytes: 0,
+            env,
+            sort_memory: usize::try_from(limit / 2).unwrap_or(usize::MAX),
+            inflight_bytes: u32::try_from(limit / 8)
+                .unwrap_or(MAX_INFLIGHT)
+                .min(MAX_INFLIGHT),
             fetches: 8,
             max_slice_bytes: 1 << 30,
             sst_bytes: 64 << 20,
@@ -83,30 +87,13 @@ impl RestoreOptions {
             ingests: 4,
             attempts: 30,
         }
-        .with_memory(MemoryBudget::new(DEFAULT_MEMORY))
-    }
-
-    /// With another budget: half of its limit is for the sorters, an eighth for requests in
-    /// flight; the rest stays for what is cut, uploaded and merged at the same time. Others may
-    /// use the budget too; the restore spills or waits when they leave no room.
-    #[must_use]
-    pub fn with_memory(mut self, memory: Arc<MemoryBudget>) -> Self {
-        let limit = memory.limit().max(MIN_MEMORY);
-        self.sort_memory = usize::try_from(limit / 2).unwrap_or(usize::MAX);
-        self.inflight_bytes = u32::try_from(limit / 8)
-            .unwrap_or(MAX_INFLIGHT)
-            .min(MAX_INFLIGHT);
-        self.memory = memory;
-        self
     }
 
     /// Defaults with RocksDB's own SST files.
     #[cfg(feature = "rocks")]
-    pub fn rocks(temp_dir: impl Into<PathBuf>) -> Self {
-        Self::new(
-            temp_dir,
-            Arc::new(crate::sst::rocks::RocksSstFactory::default()),
-        )
+    pub fn rocks(temp_dir: impl Into<PathBuf>, env: Env) -> Self {
+        let sst = Arc::new(crate::sst::rocks::RocksSstFactory::default());
+        Self::new(temp_dir, sst, env)
     }
 }
 
@@ -143,6 +130,17 @@ pub enum RestoreError {
         /// What was given.
         limit: u64,
     },
+    /// Others hold the memory budget, and do not give it back.
+    #[error(
+        "no {bytes} bytes became free in a memory budget of {limit}; give the restore more memory, \
+         or stop what else uses the budget"
+    )]
+    MemoryInUse {
+        /// Bytes needed.
+        bytes: u64,
+        /// Size of the budget.
+        limit: u64,
+    },
     /// The proof failed: do not use the target.
     #[error("the restore is not proven, do not use the target: {0}")]
     NotProven(String),
@@ -160,12 +158,18 @@ impl RestoreError {
             RestoreError::Sort(e) => e.class(),
             RestoreError::Cut(e) => e.class(),
             RestoreError::Target(e) => e.class(),
+            RestoreError::MemoryInUse { .. } => Class::Retry,
             RestoreError::TempDir { .. }
             | RestoreError::TooLittleMemory { .. }
             | RestoreError::NotProven(_)
             | RestoreError::Worker(_) => Class::Permanent,
         }
     }
+}
+
+/// A piece of work that ended without a result.
+fn lost(error: std::io::Error) -> RestoreError {
+    RestoreError::Worker(error.to_string())
 }
 
 impl From<FetchError> for RestoreError {
@@ -185,12 +189,15 @@ pub async fn restore(
     options: RestoreOptions,
     progress: Arc<Progress>,
 ) -> Result<Report, RestoreError> {
-    let limit = options.memory.limit();
+    let env = &options.env;
+    let limit = env.budget.limit();
     if limit < MIN_MEMORY {
         return Err(RestoreError::TooLittleMemory { limit });
     }
     let dir = tempfile::Builder::new()
         .prefix("pitr-restore-")
+        .suffix(&env.random.uuid().to_string())
+        .rand_bytes(0)
         .tempdir_in(&options.temp_dir)
         .map_err(|source| RestoreError::TempDir {
             path: options.temp_dir.clone(),
@@ -202,8 +209,10 @@ pub async fn restore(
         select::select(plan, &storage, &options, dir.path(), &progress, &mut report).await?;
     progress.enter(Stage::Ingesting, plan);
     let ranges = target_ranges(plan, &options.rewrite);
-    let regions = RegionTable::load(target, &ranges, options.attempts).await?;
+    let regions = RegionTable::load(target, env.clock.as_ref(), &ranges, options.attempts).await?;
     let cut = CutOptions {
+        factory: Arc::clone(&options.sst),
+        random: Arc::clone(&env.random),
         dir: dir.path().to_owned(),
         sst_bytes: options.sst_bytes,
         batch_bytes: options.batch_bytes,

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
@@ -11,13 +12,17 @@ use pitr_format::record::RecordIter;
 use pitr_storage::SharedStorage;
 use tokio::sync::Semaphore;
 
-use super::{Progress, Report, RestoreError, RestoreOptions};
+use super::{Progress, Report, RestoreError, RestoreOptions, lost};
 use crate::cut::SortedRecords;
 use crate::damage::Damage;
+use crate::env::{Env, within};
 use crate::fetch::{fetch, open_slice};
 use crate::filter::{Filter, FilterError, Filtered, Sink};
-use crate::merge::{SortError, SortOptions, Sorter, Tag};
+use crate::merge::{FLOOR, SortError, SortOptions, Sorter, Tag};
 use crate::plan::{Plan, Read, Slice};
+
+/// How long a restore waits for others to give memory back before it begins.
+const WAIT_FOR_MEMORY: Duration = Duration::from_secs(120);
 
 /// The sorters, shared by the workers: one worker at a time adds a slice.
 struct Selection {
@@ -65,10 +70,20 @@ pub(super) async fn select(
     progress: &Arc<Progress>,
     report: &mut Report,
 ) -> Result<SortedRecords, RestoreError> {
+    let budget = &options.env.budget;
+    // What the plan holds is gone, and the rest stays as it is divided.
+    let left = budget.limit().saturating_sub(plan.reads.memory());
+    let share = usize::try_from(left / 2).unwrap_or(usize::MAX);
     let sort = SortOptions {
-        memory: options.sort_memory / 2,
+        memory: options.sort_memory.min(share) / 2,
         ..SortOptions::default()
     };
+    let clock = options.env.clock.as_ref();
+    let floors = within(clock, WAIT_FOR_MEMORY, budget.reserve(2 * FLOOR)).await;
+    let mut floors = floors.ok_or(RestoreError::MemoryInUse {
+        bytes: 2 * FLOOR,
+        limit: budget.limit(),
+    })?;
     let selection = Arc::new(Selection {
         filter: Filter {
             start: plan.start,
@@ -79,12 +94,12 @@ pub(super) async fn select(
         },
         max_slice_bytes: options.max_slice_bytes,
         sorters: Mutex::new(Sorters {
-            default: Sorter::new(dir, "default", sort.clone(), &options.memory),
-            write: Sorter::new(dir, "write", sort, &options.memory),
+            default: Sorter::new(dir, "default", sort.clone(), floors.split(FLOOR)),
+            write: Sorter::new(dir, "write", sort, floors),
         }),
     });
     let share = Semaphore::new(options.inflight_bytes as usize);
-    let mut tallies = futures::stream::iter(plan.reads.iter().cloned())
+    let mut tallies = futures::stream::iter(plan.reads.iter())
         .map(|read| one_request(read, &selection, storage, options, &share, progress))
         .buffer_unordered(options.fetches.max(1));
     while let Some(tally) = tallies.try_next().await? {
@@ -96,7 +111,7 @@ pub(super) async fn select(
         report.plain_bytes += tally.plain_bytes;
     }
     drop(tallies);
-    let sorted = finish(selection).await?;
+    let sorted = finish(selection, &options.env).await?;
     report.duplicates += sorted.default.duplicates().values + sorted.write.duplicates().values;
     Ok(sorted)
 }
@@ -109,36 +124,33 @@ async fn one_request(
     share: &Semaphore,
     progress: &Arc<Progress>,
 ) -> Result<Tally, RestoreError> {
+    let clock = options.env.clock.as_ref();
     let permits = u32::try_from(read.memory())
         .unwrap_or(u32::MAX)
         .min(options.inflight_bytes);
     let permit = share.acquire_many(permits).await;
     let _permit = permit.map_err(|e| RestoreError::Worker(e.to_string()))?;
     // The sorters never hold all of the budget, so there will be room.
-    let _memory = options.memory.reserve(u64::from(permits)).await;
-    let bytes = fetch(storage.as_ref(), &read, options.attempts).await?;
+    let _memory = options.env.budget.reserve(u64::from(permits)).await;
+    let bytes = fetch(storage.as_ref(), clock, &read, options.attempts).await?;
     let selection = Arc::clone(selection);
-    let worker = tokio::task::spawn_blocking(move || selection.add(&read, &bytes));
-    let tally = worker
-        .await
-        .map_err(|e| RestoreError::Worker(e.to_string()))??;
+    let added = options.env.unblock(move || selection.add(&read, &bytes));
+    let tally = added.await.map_err(lost)??;
     progress.read(tally.plain_bytes);
     Ok(tally)
 }
 
-async fn finish(selection: Arc<Selection>) -> Result<SortedRecords, RestoreError> {
+async fn finish(selection: Arc<Selection>, env: &Env) -> Result<SortedRecords, RestoreError> {
     let busy = || RestoreError::Worker("a slice is still being sorted".to_owned());
     let selection = Arc::into_inner(selection).ok_or_else(busy)?;
     let Sorters { default, write } = selection.sorters.into_inner();
-    let worker = tokio::task::spawn_blocking(move || {
+    let sort = move || {
         Ok(SortedRecords {
             default: default.finish()?,
             write: write.finish()?,
         })
-    });
-    worker
-        .await
-        .map_err(|e| RestoreError::Worker(e.to_string()))?
+    };
+    env.unblock(sort).await.map_err(lost)?
 }
 
 impl Selection {

@@ -55,6 +55,7 @@ pub(super) async fn apply<H: ImportHost>(
         .storages
         .open(request.storage_backend.as_ref(), &request.storage_cache_id)?;
     let reader = SliceReader {
+        env: &shared.env,
         cache: &shared.cache,
         speed: &shared.speed,
         opened: &opened,
@@ -83,10 +84,8 @@ pub(super) async fn apply<H: ImportHost>(
         };
         let memory = held.take();
         // The write goes on when the caller has gone; so does its memory.
-        let worker = tokio::task::spawn_blocking(move || (work.run(), memory));
-        let (range, memory) = worker
-            .await
-            .map_err(|e| ImportError::Engine(e.to_string()))?;
+        let worked = shared.env.unblock(move || (work.run(), memory)).await;
+        let (range, memory) = worked.map_err(|e| ImportError::Engine(e.to_string()))?;
         held.absorb(memory);
         let range = range?;
         if let Some((first, last)) = range {

@@ -9,15 +9,17 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 use pitr_budget::{MemoryBudget, Reservation};
+use pitr_env::Clock;
 use tokio::sync::OnceCell;
 
 use super::error::ImportError;
 use super::storages::StorageId;
+use crate::env::{Env, within};
 
 /// How long an entry is kept that nobody asks for (TiKV: the same).
 const KEPT_UNUSED: Duration = Duration::from_secs(60);
@@ -51,10 +53,12 @@ pub(super) struct CachedSlice {
 
 struct Entry {
     slice: Arc<OnceCell<Arc<CachedSlice>>>,
-    used: Instant,
+    /// A moment of the clock.
+    used: Duration,
 }
 
 pub(super) struct SliceCache {
+    clock: Arc<dyn Clock>,
     budget: Arc<MemoryBudget>,
     max_bytes: u64,
     entries: Mutex<HashMap<SliceKey, Entry>>,
@@ -63,10 +67,11 @@ pub(super) struct SliceCache {
 impl SliceCache {
     /// A cache that keeps at most `max_bytes`, and half of the budget, that nobody uses at the
     /// moment, besides the slice that was given last.
-    pub(super) fn new(budget: Arc<MemoryBudget>, max_bytes: u64) -> Self {
+    pub(super) fn new(env: &Env, max_bytes: u64) -> Self {
         SliceCache {
-            max_bytes: max_bytes.min(budget.limit() / 2),
-            budget,
+            max_bytes: max_bytes.min(env.budget.limit() / 2),
+            clock: Arc::clone(&env.clock),
+            budget: Arc::clone(&env.budget),
             entries: Mutex::default(),
         }
     }
@@ -100,8 +105,8 @@ impl SliceCache {
             return Ok(held);
         }
         let room = self.budget.reserve(bytes);
-        let waited = tokio::time::timeout(LONGEST_WAIT, room).await;
-        waited.map_err(|_| ImportError::Busy)
+        let waited = within(self.clock.as_ref(), LONGEST_WAIT, room).await;
+        waited.ok_or(ImportError::Busy)
     }
 
     /// The slice, from `load` unless it is there. Calls for one slice share one load; when it
@@ -116,11 +121,12 @@ impl SliceCache {
     {
         let cell = {
             let mut entries = self.entries.lock();
+            let used = self.clock.now();
             let entry = entries.entry(key.clone()).or_insert_with(|| Entry {
                 slice: Arc::default(),
-                used: Instant::now(),
+                used,
             });
-            entry.used = Instant::now();
+            entry.used = used;
             Arc::clone(&entry.slice)
         };
         let loaded = cell.get_or_try_init(|| async { load.await.map(Arc::new) });
@@ -139,8 +145,10 @@ impl SliceCache {
 
     /// Drops entries that nobody asked for lately.
     pub(super) fn sweep(&self) {
+        let now = self.clock.now();
+        let unused = |entry: &Entry| now.saturating_sub(entry.used);
         let mut entries = self.entries.lock();
-        entries.retain(|_, entry| entry.in_use() || entry.used.elapsed() < KEPT_UNUSED);
+        entries.retain(|_, entry| entry.in_use() || unused(entry) < KEPT_UNUSED);
     }
 
     fn forget(&self, key: &SliceKey, cell: &Arc<OnceCell<Arc<CachedSlice>>>) {
@@ -229,7 +237,7 @@ mod tests {
     #[tokio::test]
     async fn idle_entries_stay_below_the_bound_and_give_way_to_calls() {
         let budget = MemoryBudget::new(100);
-        let cache = SliceCache::new(Arc::clone(&budget), 60);
+        let cache = SliceCache::new(&Env::system(Arc::clone(&budget)), 60);
         for name in ["a", "b", "c"] {
             get(&cache, &key(name), 25).await.unwrap();
         }
@@ -256,7 +264,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_equal_name_in_another_storage_is_another_slice() {
-        let cache = SliceCache::new(MemoryBudget::new(1000), 1000);
+        let cache = SliceCache::new(&Env::system(MemoryBudget::new(1000)), 1000);
         let one = get(&cache, &key("a"), 1).await.unwrap();
         let elsewhere = SliceKey {
             storage: [1; 32],
@@ -289,7 +297,7 @@ mod tests {
 
     #[tokio::test]
     async fn calls_for_one_slice_share_one_load() {
-        let cache = SliceCache::new(MemoryBudget::new(1000), 1000);
+        let cache = SliceCache::new(&Env::system(MemoryBudget::new(1000)), 1000);
         let loads = AtomicU64::new(0);
         let load = || async {
             loads.fetch_add(1, SeqCst);

@@ -12,7 +12,9 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 
+use pitr_env::Random;
 use pitr_format::{Cf, Class};
 use pitr_proto::import_sstpb::{DownloadResponse, SstMeta};
 use prost::Message;
@@ -134,13 +136,14 @@ pub(super) fn io_error<'a>(
 /// An opened import directory.
 pub struct ImportDir {
     root: PathBuf,
+    random: Arc<dyn Random>,
     turns: Turns,
 }
 
 impl ImportDir {
     /// Creates the directory if missing and drops what a former process did not finish, except
-    /// for parts of downloads, which can be gone on with.
-    pub fn open(root: &Path) -> Result<Self, ImportDirError> {
+    /// for parts of downloads, which can be gone on with. `random` names what is being made.
+    pub fn open(root: &Path, random: Arc<dyn Random>) -> Result<Self, ImportDirError> {
         let temp = root.join(TEMP);
         match std::fs::remove_dir_all(&temp) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => {
@@ -154,6 +157,7 @@ impl ImportDir {
         let root = root.canonicalize().map_err(io_error("resolve", root))?;
         let dir = ImportDir {
             root,
+            random,
             turns: Turns::default(),
         };
         dir.drop_lone_records()?;
@@ -188,7 +192,7 @@ impl ImportDir {
     pub(super) fn scratch(&self, kind: &str) -> PathBuf {
         self.root
             .join(TEMP)
-            .join(format!("{}.{kind}", Uuid::new_v4()))
+            .join(format!("{}.{kind}", self.random.uuid()))
     }
 
     /// Where the part of an object lies; `name` is hex.
@@ -321,13 +325,19 @@ fn file_name(meta: &SstMeta) -> Result<String, ImportDirError> {
 
 #[cfg(test)]
 mod tests {
+    use pitr_env::SystemRandom;
+
     use super::*;
+
+    fn open(root: &Path) -> Result<ImportDir, ImportDirError> {
+        ImportDir::open(root, Arc::new(SystemRandom))
+    }
 
     #[test]
     fn only_what_lies_below_the_root_can_be_removed() {
         let outer = tempfile::tempdir().unwrap();
         let root = outer.path().join("import");
-        let dir = ImportDir::open(&root).unwrap();
+        let dir = open(&root).unwrap();
         let outside = outer.path().join("outside");
         std::fs::create_dir_all(outside.join("kept")).unwrap();
         std::os::unix::fs::symlink(&outside, root.join("link")).unwrap();
@@ -357,7 +367,7 @@ mod tests {
     #[test]
     fn a_file_is_named_by_identity_region_epoch_and_column_family() {
         let dir = tempfile::tempdir().unwrap();
-        let dir = ImportDir::open(&dir.path().join("import")).unwrap();
+        let dir = open(&dir.path().join("import")).unwrap();
         let meta = SstMeta {
             uuid: vec![0xAB; 16].into(),
             region_id: 8,
@@ -386,7 +396,7 @@ mod tests {
     fn opening_again_drops_unfinished_uploads_and_keeps_finished_ones() {
         let outer = tempfile::tempdir().unwrap();
         let root = outer.path().join("import");
-        ImportDir::open(&root).unwrap();
+        open(&root).unwrap();
         let there = |name: &str| root.join(name).exists();
         for name in [
             ".temp/half.sst",
@@ -397,7 +407,7 @@ mod tests {
         ] {
             std::fs::write(root.join(name), b"x").unwrap();
         }
-        ImportDir::open(&root).unwrap();
+        open(&root).unwrap();
         assert!(!there(".temp/half.sst") && !there("lone.sst.sum"));
         assert!(there("whole.sst") && there("whole.sst.sum"));
         assert!(there(".partial/x"), "a download can go on with it");
@@ -406,7 +416,7 @@ mod tests {
     #[test]
     fn a_finished_file_is_proven_against_its_record_and_dropped_when_damaged() {
         let outer = tempfile::tempdir().unwrap();
-        let dir = ImportDir::open(&outer.path().join("import")).unwrap();
+        let dir = open(&outer.path().join("import")).unwrap();
         let path = dir.root().join("a.sst");
         let record = Record {
             identity: [7; 32],

@@ -11,6 +11,7 @@
 pub mod apply;
 mod cache;
 mod cipher;
+mod disk;
 mod download;
 pub mod error;
 pub mod host;
@@ -26,10 +27,9 @@ mod upload;
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use async_trait::async_trait;
-use pitr_budget::MemoryBudget;
 use pitr_proto::errorpb;
 use pitr_proto::import_sstpb::import_sst_server::{ImportSst, ImportSstServer};
 use pitr_proto::import_sstpb::{
@@ -40,6 +40,7 @@ use pitr_proto::import_sstpb::{
 };
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::env::Env;
 use cache::SliceCache;
 use download::Form;
 pub use error::ImportError;
@@ -82,6 +83,7 @@ pub struct ImportService<H> {
 
 /// What calls share.
 struct Shared<H> {
+    env: Env,
     host: Arc<H>,
     dir: Arc<ImportDir>,
     cache: SliceCache,
@@ -93,22 +95,23 @@ struct Shared<H> {
 
 impl<H: ImportHost> ImportService<H> {
     /// A service that keeps files in `import_dir` (created if missing) and reserves what it holds
-    /// in memory from `budget`; when that has no room, the store answers "busy".
+    /// in memory from the budget of `env`; when that has no room, the store answers "busy".
     pub fn new(
         host: Arc<H>,
         import_dir: &Path,
         limits: ImportLimits,
-        budget: Arc<MemoryBudget>,
+        env: Env,
     ) -> Result<Self, ImportDirError> {
         Ok(ImportService {
             shared: Arc::new(Shared {
                 host,
-                dir: Arc::new(ImportDir::open(import_dir)?),
-                cache: SliceCache::new(budget, limits.cache_bytes),
-                storages: Storages::default(),
-                speed: SpeedLimits::default(),
-                mode: Mode::default(),
+                dir: Arc::new(ImportDir::open(import_dir, Arc::clone(&env.random))?),
+                cache: SliceCache::new(&env, limits.cache_bytes),
+                storages: Storages::new(Arc::clone(&env.clock)),
+                speed: SpeedLimits::new(Arc::clone(&env.clock)),
+                mode: Mode::new(Arc::clone(&env.clock)),
                 limits,
+                env,
             }),
         })
     }
@@ -123,16 +126,18 @@ impl<H: ImportHost> ImportService<H> {
     pub fn upkeep(&self) -> impl Future<Output = ()> + Send + 'static + use<H> {
         let shared = Arc::clone(&self.shared);
         async move {
-            let mut swept: Option<tokio::time::Instant> = None;
+            let clock = Arc::clone(&shared.env.clock);
+            let mut swept: Option<Duration> = None;
             loop {
                 shared.cache.sweep();
                 shared.storages.sweep();
                 shared.mode.tick(shared.host.as_ref());
-                if swept.is_none_or(|at| at.elapsed() >= sweep::EVERY) {
-                    swept = Some(tokio::time::Instant::now());
+                let now = clock.now();
+                if swept.is_none_or(|at| now.saturating_sub(at) >= sweep::EVERY) {
+                    swept = Some(now);
                     shared.sweep_files().await;
                 }
-                tokio::time::sleep(TICK).await;
+                clock.sleep(TICK).await;
             }
         }
     }
@@ -141,8 +146,9 @@ impl<H: ImportHost> ImportService<H> {
 impl<H: ImportHost> Shared<H> {
     async fn sweep_files(&self) {
         let (dir, host) = (Arc::clone(&self.dir), Arc::clone(&self.host));
-        let sweep = move || dir.sweep(SystemTime::now(), |region| host.region_epoch(region));
-        match tokio::task::spawn_blocking(sweep).await {
+        let now = self.env.clock.wall();
+        let sweep = move || dir.sweep(now, |region| host.region_epoch(region));
+        match self.env.unblock(sweep).await {
             Ok(Ok(0)) => {}
             Ok(Ok(removed)) => tracing::info!(removed, "import directory swept"),
             Ok(Err(error)) => tracing::warn!(%error, "import directory not swept"),
@@ -155,10 +161,9 @@ impl<H: ImportHost> Shared<H> {
         request: MultiIngestRequest,
     ) -> Result<Response<IngestResponse>, Status> {
         let (host, dir) = (Arc::clone(&self.host), Arc::clone(&self.dir));
-        let worker = tokio::task::spawn_blocking(move || {
-            ingest::multi_ingest(host.as_ref(), &dir, &request)
-        });
-        let result = worker.await.map_err(|e| Status::unknown(e.to_string()))?;
+        let ingest = move || ingest::multi_ingest(host.as_ref(), &dir, &request);
+        let result = self.env.unblock(ingest).await;
+        let result = result.map_err(|e| Status::unknown(e.to_string()))?;
         Ok(Response::new(IngestResponse {
             error: result.err().map(|e| *e),
         }))
@@ -218,7 +223,8 @@ impl<H: ImportHost> ImportSst for ImportService<H> {
         &self,
         request: Request<Streaming<UploadRequest>>,
     ) -> Result<Response<UploadResponse>, Status> {
-        match upload::upload(&self.shared.dir, request.into_inner()).await {
+        let (env, dir) = (&self.shared.env, &self.shared.dir);
+        match upload::upload(env, dir, request.into_inner()).await {
             Ok(()) => Ok(Response::new(UploadResponse::default())),
             Err(e) => Err(Status::unknown(e.to_string())),
         }
@@ -277,8 +283,8 @@ impl<H: ImportHost> ImportSst for ImportService<H> {
         request: Request<ClearRequest>,
     ) -> Result<Response<ClearResponse>, Status> {
         let (dir, prefix) = (Arc::clone(&self.shared.dir), request.into_inner().prefix);
-        let worker = tokio::task::spawn_blocking(move || dir.remove(&prefix));
-        let result = worker.await.map_err(|e| Status::unknown(e.to_string()))?;
+        let result = self.shared.env.unblock(move || dir.remove(&prefix)).await;
+        let result = result.map_err(|e| Status::unknown(e.to_string()))?;
         let error = result.err().map(|e| import_sstpb::Error {
             message: format!("failed to remove directory: {e}"),
             store_error: None,

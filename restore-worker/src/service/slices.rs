@@ -18,9 +18,11 @@ use super::cipher::{self, CipherKey};
 use super::error::{ImportError, Reading};
 use super::speed::SpeedLimits;
 use super::storages::Opened;
+use crate::env::Env;
 
 /// What reads slices of one request.
 pub(super) struct SliceReader<'a> {
+    pub(super) env: &'a Env,
     pub(super) cache: &'a SliceCache,
     pub(super) speed: &'a SpeedLimits,
     pub(super) opened: &'a Opened,
@@ -99,9 +101,9 @@ impl SliceReader<'_> {
         let key = key.map(|(key, iv)| (key.clone(), iv.to_vec()));
         let meta = meta.clone();
         let decode = move || decode(&meta, compression, key, stored, &reading);
-        let worker = tokio::task::spawn_blocking(decode).await;
+        let decoded = self.env.unblock(decode).await;
         let (plain, sha256, stored_sha256) =
-            worker.map_err(|e| ImportError::Engine(e.to_string()))??;
+            decoded.map_err(|e| ImportError::Engine(e.to_string()))??;
         memory.shrink_to(plain.len() as u64);
         Ok(CachedSlice {
             plain,

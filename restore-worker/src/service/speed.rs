@@ -6,41 +6,49 @@
 //! permanent.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use pitr_env::Clock;
 use pitr_proto::import_sstpb::SetDownloadSpeedLimitRequest;
-use tokio::time::Instant;
 
 /// Bytes are granted for this long at a time, so that a new limit is felt soon.
 const QUANTUM: Duration = Duration::from_millis(100);
 /// Tasks that can have a limit at once; far above any number of restores.
 const MAX_TASKS: usize = 1024;
 
-#[derive(Default)]
 pub(super) struct SpeedLimits {
+    clock: Arc<dyn Clock>,
     state: Mutex<State>,
 }
 
 #[derive(Default)]
 struct State {
     tasks: HashMap<String, Limit>,
-    /// When the bytes that were granted so far have been paid for.
-    paid: Option<Instant>,
+    /// Moment of the clock when the bytes that were granted so far have been paid for.
+    paid: Option<Duration>,
 }
 
 struct Limit {
     bytes_per_second: u64,
-    until: Option<Instant>,
+    /// A moment of the clock.
+    until: Option<Duration>,
 }
 
 impl SpeedLimits {
-    /// Applies a request; the text of a refusal is for a gRPC status.
-    pub(super) fn set(&self, request: &SetDownloadSpeedLimitRequest) -> Result<(), String> {
-        self.set_at(request, Instant::now())
+    /// No limit.
+    pub(super) fn new(clock: Arc<dyn Clock>) -> Self {
+        let state = Mutex::default();
+        SpeedLimits { clock, state }
     }
 
-    fn set_at(&self, request: &SetDownloadSpeedLimitRequest, now: Instant) -> Result<(), String> {
+    /// Applies a request; the text of a refusal is for a gRPC status.
+    pub(super) fn set(&self, request: &SetDownloadSpeedLimitRequest) -> Result<(), String> {
+        self.set_at(request, self.clock.now())
+    }
+
+    fn set_at(&self, request: &SetDownloadSpeedLimitRequest, now: Duration) -> Result<(), String> {
         let (limit, ttl) = (request.speed_limit, request.ttl_seconds);
         let mut state = self.state.lock();
         if limit == 0 {
@@ -73,7 +81,7 @@ impl SpeedLimits {
 
     /// Bytes per second that hold now; `None` is no limit.
     pub(super) fn current(&self) -> Option<u64> {
-        self.state.lock().current(Instant::now())
+        self.state.lock().current(self.clock.now())
     }
 
     /// Waits until `bytes` may pass.
@@ -82,7 +90,7 @@ impl SpeedLimits {
         while left > 0 {
             let (granted, due) = {
                 let mut state = self.state.lock();
-                let now = Instant::now();
+                let now = self.clock.now();
                 let Some(rate) = state.current(now) else {
                     return;
                 };
@@ -94,13 +102,13 @@ impl SpeedLimits {
                 (granted, due)
             };
             left -= granted;
-            tokio::time::sleep_until(due).await;
+            self.clock.sleep(due.saturating_sub(self.clock.now())).await;
         }
     }
 }
 
 impl State {
-    fn current(&mut self, now: Instant) -> Option<u64> {
+    fn current(&mut self, now: Duration) -> Option<u64> {
         self.forget_expired(now);
         let limit = self.tasks.values().map(|l| l.bytes_per_second).min();
         if limit.is_none() {
@@ -109,7 +117,7 @@ impl State {
         limit
     }
 
-    fn forget_expired(&mut self, now: Instant) {
+    fn forget_expired(&mut self, now: Duration) {
         self.tasks
             .retain(|_, limit| limit.until.is_none_or(|until| now < until));
     }
@@ -117,9 +125,16 @@ impl State {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::time::Instant;
+
+    use pitr_env::SystemClock;
+    use proptest::prelude::*;
 
     use super::*;
+
+    fn limits() -> SpeedLimits {
+        SpeedLimits::new(Arc::new(SystemClock::new()))
+    }
 
     fn request(task_id: &str, speed_limit: u64, ttl_seconds: u64) -> SetDownloadSpeedLimitRequest {
         SetDownloadSpeedLimitRequest {
@@ -131,8 +146,8 @@ mod tests {
 
     #[test]
     fn the_smallest_limit_alive_holds() {
-        let limits = SpeedLimits::default();
-        let now = Instant::now();
+        let limits = limits();
+        let now = Duration::from_secs(1_000);
         let set = |task: &str, limit, ttl| limits.set_at(&request(task, limit, ttl), now);
         let current = |seconds| {
             let mut state = limits.state.lock();
@@ -153,7 +168,7 @@ mod tests {
 
     #[tokio::test]
     async fn all_who_pass_share_one_rate_and_a_lifted_limit_frees_them() {
-        let limits = Arc::new(SpeedLimits::default());
+        let limits = Arc::new(limits());
         limits.set(&request("", 10_000, 0)).unwrap();
         let began = Instant::now();
         let pass = |bytes| {
@@ -172,5 +187,61 @@ mod tests {
         endless.await.unwrap();
         assert!(began.elapsed() < Duration::from_secs(10));
         limits.pass(u64::MAX).await;
+    }
+
+    /// A clock that jumps to the end of every wait.
+    #[derive(Default)]
+    struct Jumps(Mutex<Duration>);
+
+    impl Clock for Jumps {
+        fn now(&self) -> Duration {
+            *self.0.lock()
+        }
+
+        fn wall(&self) -> std::time::SystemTime {
+            std::time::SystemTime::UNIX_EPOCH
+        }
+
+        fn sleep(&self, time: Duration) -> pitr_env::Sleep {
+            *self.0.lock() += time;
+            Box::pin(std::future::ready(()))
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn bytes_take_exactly_the_time_that_the_rate_gives_them(
+            rate in 1u64..1 << 40,
+            pieces in prop::collection::vec(0u64..1 << 30, 1..8),
+        ) {
+            let total: u64 = pieces.iter().sum();
+            // Bounds the number of steps, of a tenth of a second each.
+            prop_assume!(total / rate < 500);
+            let clock = Arc::new(Jumps::default());
+            let limits = SpeedLimits::new(clock.clone());
+            limits.set(&request("", rate, 0)).unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread().build();
+            runtime.unwrap().block_on(async {
+                for piece in &pieces {
+                    limits.pass(*piece).await;
+                }
+            });
+            let (took, wanted) = (clock.now().as_secs_f64(), total as f64 / rate as f64);
+            prop_assert!((took - wanted).abs() < 1e-3 * wanted + 1e-4, "{} {}", took, wanted);
+        }
+    }
+
+    #[test]
+    fn no_more_tasks_have_a_limit_than_are_remembered_and_those_may_change_theirs() {
+        let limits = limits();
+        for task in 0..MAX_TASKS {
+            limits.set(&request(&task.to_string(), 100, 60)).unwrap();
+        }
+        assert!(limits.set(&request("one more", 100, 60)).is_err());
+        limits.set(&request("7", 50, 60)).unwrap();
+        assert_eq!(limits.current(), Some(50));
+        limits.set(&request("7", 0, 0)).unwrap();
+        limits.set(&request("one more", 70, 60)).unwrap();
+        assert_eq!(limits.current(), Some(70));
     }
 }

@@ -2,9 +2,11 @@
 //! the same id *and the same backend*: the id alone would let one archive answer for another.
 
 use std::collections::HashMap;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
+use pitr_env::Clock;
 use pitr_proto::backup::StorageBackend;
 use pitr_storage::{SharedStorage, open_backend};
 use prost::Message;
@@ -30,15 +32,22 @@ pub(super) struct Opened {
 
 struct Kept {
     storage: SharedStorage,
-    used: Instant,
+    /// A moment of the clock.
+    used: Duration,
 }
 
-#[derive(Default)]
 pub(super) struct Storages {
+    clock: Arc<dyn Clock>,
     kept: Mutex<HashMap<(String, StorageId), Kept>>,
 }
 
 impl Storages {
+    /// None is open.
+    pub(super) fn new(clock: Arc<dyn Clock>) -> Self {
+        let kept = Mutex::default();
+        Storages { clock, kept }
+    }
+
     pub(super) fn open(
         &self,
         backend: Option<&StorageBackend>,
@@ -58,7 +67,7 @@ impl Storages {
         }
         let mut kept = self.kept.lock();
         if let Some(found) = kept.get_mut(&(cache_id.to_owned(), id)) {
-            found.used = Instant::now();
+            found.used = self.clock.now();
             let storage = found.storage.clone();
             return Ok(Opened { storage, id });
         }
@@ -70,7 +79,7 @@ impl Storages {
         }
         let entry = Kept {
             storage: storage.clone(),
-            used: Instant::now(),
+            used: self.clock.now(),
         };
         kept.insert((cache_id.to_owned(), id), entry);
         Ok(Opened { storage, id })
@@ -78,15 +87,15 @@ impl Storages {
 
     /// Drops clients that were not used for long.
     pub(super) fn sweep(&self) {
+        let now = self.clock.now();
         let mut kept = self.kept.lock();
-        kept.retain(|_, kept| kept.used.elapsed() < KEPT_UNUSED);
+        kept.retain(|_, kept| now.saturating_sub(kept.used) < KEPT_UNUSED);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
+    use pitr_env::SystemClock;
     use pitr_proto::backup::Local;
     use pitr_proto::backup::storage_backend::Backend;
 
@@ -102,7 +111,7 @@ mod tests {
 
     #[test]
     fn a_client_is_shared_only_by_those_with_the_same_id_and_the_same_backend() {
-        let storages = Storages::default();
+        let storages = Storages::new(Arc::new(SystemClock::new()));
         let open = |path: &str, id: &str| storages.open(Some(&local(path)), id).unwrap();
         let (a, again) = (open("/a", "x"), open("/a", "x"));
         assert!(Arc::ptr_eq(&a.storage, &again.storage));
@@ -117,7 +126,7 @@ mod tests {
 
     #[test]
     fn a_request_without_a_storage_is_refused() {
-        let storages = Storages::default();
+        let storages = Storages::new(Arc::new(SystemClock::new()));
         for backend in [None, Some(StorageBackend { backend: None })] {
             let error = storages.open(backend.as_ref(), "x").err().unwrap();
             assert!(error.to_string().contains("no storage backend"), "{error}");

@@ -105,12 +105,17 @@ fn older(file: &RegionEpoch, region: &RegionEpoch) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use pitr_env::SystemRandom;
+
     use super::*;
 
     #[test]
     fn stale_files_go_once_they_are_old_enough_and_others_stay() {
         let outer = tempfile::tempdir().unwrap();
-        let dir = ImportDir::open(&outer.path().join("import")).unwrap();
+        let root = outer.path().join("import");
+        let dir = ImportDir::open(&root, Arc::new(SystemRandom)).unwrap();
         let uuid = "abababab-abab-abab-abab-abababababab";
         let names = [
             format!("{uuid}_4_1_5_write_2.sst"),

@@ -1,19 +1,21 @@
 //! `Upload`: a stream of one metadata message and data, into a file that appears whole or not.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use futures::{Stream, StreamExt};
 use pitr_proto::import_sstpb::upload_request::Chunk;
 use pitr_proto::import_sstpb::{DownloadResponse, UploadRequest};
-use tokio::fs::File;
-use tokio::io::AsyncWriteExt;
 use tonic::Status;
 
+use super::disk::DiskFile;
 use super::import_dir::{ImportDir, ImportDirError, Record, io_error};
+use crate::env::Env;
 
 /// Receives one file. The first message must be the metadata, the later ones non-empty data.
 pub(super) async fn upload(
+    env: &Env,
     dir: &Arc<ImportDir>,
     mut stream: impl Stream<Item = Result<UploadRequest, Status>> + Unpin,
 ) -> Result<(), ImportDirError> {
@@ -21,17 +23,14 @@ pub(super) async fn upload(
         return Err(ImportDirError::InvalidChunk);
     };
     let (path, temp) = (dir.path(&meta)?, dir.temp_path(&meta)?);
-    if tokio::fs::try_exists(&path)
-        .await
-        .map_err(io_error("look for", &path))?
-    {
+    let known = path.clone();
+    let exists = env.unblock(move || known.try_exists()).await.flatten();
+    if exists.map_err(io_error("look for", &path))? {
         return Err(ImportDirError::FileExists(path));
     }
-    let file = File::create_new(&temp)
-        .await
-        .map_err(io_error("create", &temp))?;
+    let file = DiskFile::open(env, &temp, "create", |temp| File::create_new(temp)).await?;
     let guard = TempFile(Some(temp.clone()));
-    let (crc32, length) = receive(&mut stream, file, &temp).await?;
+    let (crc32, length) = receive(&mut stream, file).await?;
     let corrupted = |reason: String| ImportDirError::FileCorrupted {
         path: path.clone(),
         reason,
@@ -55,16 +54,15 @@ pub(super) async fn upload(
     };
     let dir = Arc::clone(dir);
     let finish = move || dir.finish(&temp, &path, &record);
-    let finished = tokio::task::spawn_blocking(finish).await;
-    finished.map_err(|e| io_error("finish", Path::new(""))(std::io::Error::other(e)))??;
+    let finished = env.unblock(finish).await;
+    finished.map_err(io_error("finish", Path::new("")))??;
     guard.keep();
     Ok(())
 }
 
 async fn receive(
     stream: &mut (impl Stream<Item = Result<UploadRequest, Status>> + Unpin),
-    mut file: File,
-    temp: &Path,
+    mut file: DiskFile,
 ) -> Result<(u32, u64), ImportDirError> {
     let (mut crc32, mut length) = (crc32fast::Hasher::new(), 0);
     while let Some(chunk) = next_chunk(stream).await? {
@@ -76,12 +74,9 @@ async fn receive(
         }
         crc32.update(&data);
         length += data.len() as u64;
-        file.write_all(&data)
-            .await
-            .map_err(io_error("write", temp))?;
+        file.write(data).await?;
     }
-    file.flush().await.map_err(io_error("write", temp))?;
-    file.sync_all().await.map_err(io_error("sync", temp))?;
+    file.sync().await?;
     Ok((crc32.finalize(), length))
 }
 

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use pitr_env::Random;
 use pitr_format::digest::{RecordDigest, RecordHash};
 use pitr_format::key::{DATA_PREFIX, split_versioned};
 use pitr_format::{Cf, Class, EncodedRange};
@@ -152,9 +153,14 @@ pub struct SstWriter<'a> {
 }
 
 impl<'a> SstWriter<'a> {
-    /// Begins a file of a new name in `dir`.
-    pub fn create(factory: &'a dyn SstFactory, dir: &Path, cf: Cf) -> Result<Self, SstError> {
-        let uuid = Uuid::new_v4();
+    /// Begins a file of a new name, drawn from `random`, in `dir`.
+    pub fn create(
+        factory: &'a dyn SstFactory,
+        random: &dyn Random,
+        dir: &Path,
+        cf: Cf,
+    ) -> Result<Self, SstError> {
+        let uuid = random.uuid();
         let path = dir.join(format!("{uuid}_{cf}.sst"));
         Ok(SstWriter {
             builder: factory.create(&path)?,

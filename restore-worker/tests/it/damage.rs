@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
+use pitr_restore_worker::archive::MetaObject;
 use pitr_restore_worker::engine::{Engine, EngineCf};
 use pitr_restore_worker::plan::PlanError;
-use pitr_restore_worker::target::EngineTarget;
 use pitr_restore_worker::{Damage, RestoreError, plan, restore, verify};
 
 use super::golden::{Golden, Local, up_to};
@@ -14,11 +14,11 @@ async fn damage_of(golden: &Golden) -> Damage {
     let archive = golden.open().await;
     let local = Local::new();
     let window = up_to(golden.times.end_ts);
-    let found = match plan(&archive, &window) {
+    let found = match plan(&archive, &window).await {
         Err(PlanError::Damage(damage)) => damage,
         Err(other) => panic!("{other}"),
         Ok(plan) => {
-            let target = EngineTarget::new(Arc::clone(&local.engine));
+            let target = local.target();
             let storage = Arc::clone(archive.storage());
             match restore(&plan, storage, &target, local.options(), Arc::default()).await {
                 Err(RestoreError::Damage(damage)) => damage,
@@ -84,12 +84,9 @@ async fn a_missing_log_is_named() {
 #[tokio::test]
 async fn a_truncated_meta_is_named_wherever_it_was_cut() {
     let pristine = Golden::proven_empty("log-basic");
-    let archive = pristine.open().await;
-    let metas = archive
-        .metas
-        .iter()
-        .filter(|m| !m.content.as_ref().unwrap().slices.is_empty());
-    let path = metas.map(|m| m.path.clone()).next().unwrap();
+    let metas = pristine.metas().await;
+    let full = |m: &MetaObject| !m.content.as_ref().unwrap().slices.is_empty();
+    let path = metas.into_iter().find(full).unwrap().path;
     let bytes = pristine.read(&path);
     let cuts = (0..20)
         .map(|i| bytes.len() * i / 20)

@@ -9,11 +9,12 @@ use bytes::Bytes;
 use pitr_format::Ts;
 use pitr_format::backup_meta::LogBackupMeta;
 use pitr_format::start_probe::StartProbe;
+use pitr_restore_worker::archive::MetaObject;
 use pitr_restore_worker::browse::visible_at;
 use pitr_restore_worker::engine::rocks::RocksEngine;
 use pitr_restore_worker::plan::Window;
 use pitr_restore_worker::target::EngineTarget;
-use pitr_restore_worker::{Archive, Plan, Progress, Report, RestoreOptions, plan, restore};
+use pitr_restore_worker::{Archive, Env, Plan, Progress, Report, RestoreOptions, plan, restore};
 use tempfile::TempDir;
 
 pub type Pairs = BTreeMap<Vec<u8>, Vec<u8>>;
@@ -105,9 +106,19 @@ impl Golden {
 
     pub async fn open(&self) -> Archive {
         let url = format!("local://{}", self.path().display());
-        Archive::open(pitr_storage::open_url(&url).unwrap())
+        Archive::open(pitr_storage::open_url(&url).unwrap(), Env::default())
             .await
             .unwrap()
+    }
+
+    /// Every `.meta`, by name.
+    pub async fn metas(&self) -> Vec<MetaObject> {
+        let mut walk = self.open().await.walk().await.unwrap();
+        let mut metas = Vec::new();
+        while let Some(meta) = walk.next().await.unwrap() {
+            metas.push(meta);
+        }
+        metas
     }
 
     /// Log objects of the archive, by name.
@@ -163,11 +174,21 @@ impl Local {
     }
 
     pub fn options(&self) -> RestoreOptions {
-        RestoreOptions::rocks(self.dir.path())
+        RestoreOptions::rocks(self.dir.path(), Env::default())
+    }
+
+    /// The engine as one region.
+    pub fn target(&self) -> EngineTarget<RocksEngine> {
+        EngineTarget::new(Arc::clone(&self.engine), Env::default().spawner)
+    }
+
+    /// The engine as regions that are split at `keys`.
+    pub fn target_with_splits(&self, keys: &[Bytes]) -> EngineTarget<RocksEngine> {
+        EngineTarget::with_splits(Arc::clone(&self.engine), Env::default().spawner, keys)
     }
 
     pub async fn restore(&self, archive: &Archive, plan: &Plan) -> Report {
-        let target = EngineTarget::new(Arc::clone(&self.engine));
+        let target = self.target();
         let storage = Arc::clone(archive.storage());
         restore(
             plan,
@@ -202,7 +223,7 @@ pub async fn restore_new(golden: &Golden, window: &Window) -> (Local, Report) {
     let archive = golden.open().await;
     let local = Local::new();
     let report = local
-        .restore(&archive, &plan(&archive, window).unwrap())
+        .restore(&archive, &plan(&archive, window).await.unwrap())
         .await;
     (local, report)
 }

@@ -6,7 +6,6 @@ use pitr_format::{EncodedKey, EncodedRange, Ts};
 use pitr_restore_worker::digest::{record_digest, scan_digest};
 use pitr_restore_worker::plan::{PlanError, Window};
 use pitr_restore_worker::rewrite::Rewrite;
-use pitr_restore_worker::target::EngineTarget;
 use pitr_restore_worker::{Progress, plan, restore};
 
 use super::golden::{Golden, Local, Pairs, restore_new, up_to};
@@ -75,7 +74,7 @@ async fn log_splits_on_top_of_log_basic_restores_to_its_two_scans() {
             ..up_to(ts)
         };
         local
-            .restore(&archive, &plan(&archive, &window).unwrap())
+            .restore(&archive, &plan(&archive, &window).await.unwrap())
             .await;
         assert_same(&local.scan(ts), &splits.scan(scan));
     }
@@ -85,7 +84,9 @@ async fn log_splits_on_top_of_log_basic_restores_to_its_two_scans() {
 async fn log_splits_alone_is_refused_and_with_log_only_gives_the_changed_keys() {
     let golden = Golden::complete("log-splits");
     let archive = golden.open().await;
-    let error = plan(&archive, &up_to(golden.times.end_ts)).unwrap_err();
+    let error = plan(&archive, &up_to(golden.times.end_ts))
+        .await
+        .unwrap_err();
     assert!(matches!(error, PlanError::NotProvenEmpty { .. }), "{error}");
 
     let window = Window {
@@ -109,7 +110,7 @@ async fn small_memory_small_files_and_many_regions_give_the_same_records() {
     let window = up_to(golden.times.end_ts);
     let (_, wanted) = restore_new(&golden, &window).await;
     let archive = golden.open().await;
-    let plan = plan(&archive, &window).unwrap();
+    let plan = plan(&archive, &window).await.unwrap();
     let local = Local::new();
     let mut options = local.options();
     options.sort_memory = 1 << 20;
@@ -118,7 +119,7 @@ async fn small_memory_small_files_and_many_regions_give_the_same_records() {
     options.batch_bytes = 1 << 15;
     let splits = [&b"multi/3"[..], b"r", b"val/0300", b"x"];
     let splits = splits.map(|key| EncodedKey::encode(key).into_bytes());
-    let target = EngineTarget::with_splits(Arc::clone(&local.engine), &splits);
+    let target = local.target_with_splits(&splits);
     let storage = Arc::clone(archive.storage());
     let progress = Arc::new(Progress::default());
     let report = restore(&plan, storage, &target, options, Arc::clone(&progress))
@@ -154,7 +155,7 @@ async fn restoring_twice_changes_nothing() {
     let again = local
         .restore(
             &archive,
-            &plan(&archive, &up_to(golden.times.end_ts)).unwrap(),
+            &plan(&archive, &up_to(golden.times.end_ts)).await.unwrap(),
         )
         .await;
     assert_eq!(report, again);
@@ -186,9 +187,9 @@ async fn a_range_restores_just_its_keys_and_a_prefix_can_be_renamed() {
     let renamed = Local::new();
     let mut options = renamed.options();
     options.rewrite = Rewrite::prefix("val/", "copy-of-val/");
-    let target = EngineTarget::new(Arc::clone(&renamed.engine));
+    let target = renamed.target();
     let (plan, storage) = (
-        plan(&archive, &window).unwrap(),
+        plan(&archive, &window).await.unwrap(),
         Arc::clone(archive.storage()),
     );
     restore(&plan, storage, &target, options, Arc::default())
@@ -205,14 +206,18 @@ async fn a_window_outside_of_the_archive_and_an_archive_without_bounds_are_refus
     let golden = Golden::proven_empty("log-basic");
     let archive = golden.open().await;
     for ts in [golden.times.start_ts - 1, golden.times.end_ts + 1] {
-        let error = plan(&archive, &up_to(ts)).unwrap_err();
+        let error = plan(&archive, &up_to(ts)).await.unwrap_err();
         assert!(matches!(error, PlanError::OutsideWindow { .. }), "{error}");
     }
     golden.remove("v1/global_checkpoint/1.ts");
-    let error = plan(&golden.open().await, &up_to(golden.times.end_ts)).unwrap_err();
+    let error = plan(&golden.open().await, &up_to(golden.times.end_ts))
+        .await
+        .unwrap_err();
     assert!(matches!(error, PlanError::NoCheckpoint { .. }), "{error}");
     golden.remove("backupmeta");
-    let error = plan(&golden.open().await, &up_to(golden.times.end_ts)).unwrap_err();
+    let error = plan(&golden.open().await, &up_to(golden.times.end_ts))
+        .await
+        .unwrap_err();
     assert!(matches!(error, PlanError::NoBackupMeta { .. }), "{error}");
 }
 
@@ -226,7 +231,9 @@ async fn both_spellings_of_the_truncate_safepoint_raise_the_lower_bound() {
         golden.write(name, format!("{}\n", golden.times.mid_ts).as_bytes());
         let archive = golden.open().await;
         assert_eq!(archive.info.log_min(), Ts::new(golden.times.mid_ts));
-        let error = plan(&archive, &up_to(golden.times.end_ts)).unwrap_err();
+        let error = plan(&archive, &up_to(golden.times.end_ts))
+            .await
+            .unwrap_err();
         assert!(matches!(error, PlanError::NotProvenEmpty { .. }), "{error}");
     }
 }

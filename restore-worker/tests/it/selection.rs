@@ -6,7 +6,6 @@ use pitr_format::write_cf::{WriteRecord, WriteType};
 use pitr_format::{Cf, OpKind, Ts};
 use pitr_restore_worker::cut::CutError;
 use pitr_restore_worker::plan::{PlanError, Window};
-use pitr_restore_worker::target::EngineTarget;
 use pitr_restore_worker::verify::VerifyOptions;
 use pitr_restore_worker::{Report, RestoreError, plan, restore, verify};
 
@@ -24,8 +23,8 @@ fn log_only(start: u64, restored: u64) -> Window {
 
 async fn try_run(archive: &Synthetic, window: &Window) -> Result<(Local, Report), RestoreError> {
     let local = Local::new();
-    let plan = plan(&archive.open().await, window).unwrap();
-    let target = EngineTarget::new(local.engine.clone());
+    let plan = plan(&archive.open().await, window).await.unwrap();
+    let target = local.target();
     let storage = archive.storage.clone();
     let report = restore(&plan, storage, &target, local.options(), Default::default()).await?;
     Ok((local, report))
@@ -74,7 +73,9 @@ async fn an_unknown_begin_ts_of_an_early_release_means_that_every_value_is_read(
         metadata.file_groups[0].data_files_info[0].min_begin_ts_in_default_cf = 0;
     };
     archive.flush_with(&[long(b"a", 5, 60)], unknown).await;
-    let plan = plan(&archive.open().await, &log_only(50, END)).unwrap();
+    let plan = plan(&archive.open().await, &log_only(50, END))
+        .await
+        .unwrap();
     assert_eq!((plan.shift, plan.default.slices), (Ts::ZERO, 1));
     assert_eq!(
         run(&archive, &log_only(50, END)).await.0,
@@ -92,9 +93,14 @@ async fn slices_outside_of_the_window_are_not_read() {
     archive
         .flush(&[value(b"c", 200, "new"), long(b"c", 200, 300)])
         .await;
-    let plan = plan(&archive.open().await, &log_only(50, 100)).unwrap();
+    let plan = plan(&archive.open().await, &log_only(50, 100))
+        .await
+        .unwrap();
     assert_eq!((plan.write.slices, plan.default.slices), (1, 0));
-    assert_eq!((plan.skipped.by_window.slices, plan.objects), (4, 1));
+    assert_eq!(
+        (plan.skipped.by_window.slices, plan.reads.objects()),
+        (4, 1)
+    );
     assert_eq!(
         run(&archive, &log_only(50, 100)).await.0,
         pairs([(b"b", "wanted")])
@@ -136,6 +142,7 @@ async fn rolled_back_values_and_the_deletes_that_clean_them_up_leave_nothing() {
     assert_eq!(report.filtered.lock_or_rollback, 1);
     assert_eq!(
         plan(&archive.open().await, &log_only(10, END))
+            .await
             .unwrap()
             .skipped
             .deletes
@@ -235,9 +242,9 @@ async fn metas_of_every_generation_are_read() {
         let golden = Golden::proven_empty("log-basic");
         let window = up_to(golden.times.end_ts);
         let (_, wanted) = restore_new(&golden, &window).await;
-        let archive = golden.open().await;
+        let metas = golden.metas().await;
         // Only the newest form is written for flushes of nothing.
-        let full = archive.metas.iter().filter(|meta| {
+        let full = metas.iter().filter(|meta| {
             let content = meta.content.as_ref().unwrap();
             !content.slices.is_empty()
         });
@@ -273,7 +280,7 @@ async fn an_archive_that_others_migrated_is_refused_and_the_check_warns() {
     let window = up_to(golden.times.end_ts);
     golden.write("v1/migrations/BASE", b"");
     let archive = golden.open().await;
-    let error = plan(&archive, &window).unwrap_err();
+    let error = plan(&archive, &window).await.unwrap_err();
     assert!(
         error.to_string().starts_with("v1/migrations/BASE: "),
         "{error}"
@@ -296,7 +303,9 @@ async fn an_encrypted_archive_is_refused_by_name() {
     archive
         .flush_with(&[short(b"a", 20, 30, "v")], encrypt)
         .await;
-    let error = plan(&archive.open().await, &log_only(10, END)).unwrap_err();
+    let error = plan(&archive.open().await, &log_only(10, END))
+        .await
+        .unwrap_err();
     assert!(matches!(error, PlanError::Unsupported { .. }), "{error}");
 }
 
@@ -315,7 +324,9 @@ async fn a_meta_that_does_not_hold_what_its_name_says_is_damage() {
         edit(&mut other);
         let bytes = pitr_format::meta::encode_metadata(&other);
         archive.storage.put(&name, bytes.into()).await.unwrap();
-        let error = plan(&archive.open().await, &log_only(10, END)).unwrap_err();
+        let error = plan(&archive.open().await, &log_only(10, END))
+            .await
+            .unwrap_err();
         let PlanError::Damage(damage) = error else {
             panic!("{error}");
         };

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use pitr_budget::MemoryBudget;
+use pitr_env::SystemRandom;
 use pitr_format::{Cf, EncodedKey, Ts};
 use pitr_proto::import_sstpb::import_sst_client::ImportSstClient;
 use pitr_proto::import_sstpb::upload_request::Chunk;
@@ -16,6 +17,7 @@ use pitr_proto::import_sstpb::{
 use pitr_proto::kvrpcpb::Context;
 use pitr_proto::metapb::{Peer, Region, RegionEpoch};
 use pitr_proto::{backup, errorpb};
+use pitr_restore_worker::Env;
 use pitr_restore_worker::browse::visible_at;
 use pitr_restore_worker::engine::rocks::RocksEngine;
 use pitr_restore_worker::service::{ImportHost, ImportLimits, ImportService, RegionError};
@@ -129,7 +131,8 @@ async fn serve_with(limits: ImportLimits, budget: Arc<MemoryBudget>) -> Server {
         modes: Mutex::default(),
     });
     let import = dir.path().join("import");
-    let service = ImportService::new(Arc::clone(&host), &import, limits, budget).unwrap();
+    let service =
+        ImportService::new(Arc::clone(&host), &import, limits, Env::system(budget)).unwrap();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
@@ -157,7 +160,8 @@ pub fn context() -> Context {
 impl Server {
     pub fn sst(&self, cf: Cf, records: &[pitr_format::KvRecord]) -> (SstFile, Bytes) {
         let factory: Box<dyn SstFactory> = Box::new(RocksSstFactory::default());
-        let mut writer = SstWriter::create(factory.as_ref(), self.dir.path(), cf).unwrap();
+        let mut writer =
+            SstWriter::create(factory.as_ref(), &SystemRandom, self.dir.path(), cf).unwrap();
         for record in records {
             writer.put(&record.key, &record.value).unwrap();
         }
@@ -340,7 +344,10 @@ async fn ingest_checks_store_then_region_then_each_file() {
 
 /// Requests that apply every slice of `log-basic` up to mid_ts, put slices before delete slices.
 async fn golden_slices(golden: &Golden) -> Vec<KvMeta> {
-    let mut slices = golden.open().await.slices().unwrap();
+    let metas = golden.metas().await.into_iter();
+    let mut slices: Vec<_> = metas
+        .flat_map(|meta| meta.content.unwrap().slices)
+        .collect();
     slices.sort_by_key(|s| (s.info.r#type == backup::FileType::Delete as i32, s.cf));
     let meta = |s: &pitr_restore_worker::plan::Slice| KvMeta {
         name: s.object.clone(),

@@ -10,10 +10,10 @@ use pitr_format::slice::{SliceBuilder, SliceId};
 use pitr_format::write_cf::WriteRecord;
 use pitr_format::{Cf, EncodedKey, KvRecord, OpKind, Ts};
 use pitr_proto::backup::Metadata;
-use pitr_restore_worker::Archive;
+use pitr_restore_worker::{Archive, Env};
 use pitr_storage::SharedStorage;
 
-/// Checkpoint of every synthetic archive.
+/// Checkpoint of a synthetic archive, unless another one is asked for.
 pub const END: u64 = 1_000;
 
 pub fn record(cf: Cf, op: OpKind, key: &[u8], ts: u64, value: impl Into<Bytes>) -> KvRecord {
@@ -50,6 +50,11 @@ pub struct Synthetic {
 impl Synthetic {
     /// An archive of a log that began at `start`.
     pub async fn new(start: u64) -> Synthetic {
+        Synthetic::until(start, END).await
+    }
+
+    /// The same, complete up to `end`.
+    pub async fn until(start: u64, end: u64) -> Synthetic {
         let storage = pitr_storage::open_url("memory://").unwrap();
         let meta = backup_meta::encode(&LogBackupMeta {
             cluster_id: 1,
@@ -61,7 +66,7 @@ impl Synthetic {
             .put(object_name::BACKUP_META, meta.into())
             .await
             .unwrap();
-        let checkpoint = Bytes::copy_from_slice(&END.to_le_bytes());
+        let checkpoint = Bytes::copy_from_slice(&end.to_le_bytes());
         storage
             .put(&object_name::checkpoint_path(1), checkpoint.into())
             .await
@@ -119,6 +124,8 @@ impl Synthetic {
     }
 
     pub async fn open(&self) -> Archive {
-        Archive::open(self.storage.clone()).await.unwrap()
+        Archive::open(self.storage.clone(), Env::default())
+            .await
+            .unwrap()
     }
 }

@@ -26,8 +26,8 @@ impl Shaky {
     fn new(local: &Local, class: Class, failures: usize) -> Shaky {
         let splits = [&b"multi/3"[..], b"val/0300"].map(|k| EncodedKey::encode(k).into_bytes());
         Shaky {
-            before: EngineTarget::new(Arc::clone(&local.engine)),
-            after: EngineTarget::with_splits(Arc::clone(&local.engine), &splits),
+            before: local.target(),
+            after: local.target_with_splits(&splits),
             class,
             failures,
             calls: AtomicUsize::new(0),
@@ -79,7 +79,7 @@ async fn run(
     // One at a time, so that most batches are cut after the regions changed.
     options.ingests = 1;
     let (plan, storage) = (
-        plan(&archive, &window).unwrap(),
+        plan(&archive, &window).await.unwrap(),
         Arc::clone(archive.storage()),
     );
     let result = restore(&plan, storage, &target, options, Arc::default()).await;

@@ -10,7 +10,7 @@ use pitr_format::Ts;
 use pitr_format::digest::ScanDigest;
 use pitr_restore_worker::restore::{Stage, target_ranges};
 use pitr_restore_worker::rewrite::Rewrite;
-use pitr_restore_worker::{Archive, Plan, Progress, Report, RestoreOptions};
+use pitr_restore_worker::{Archive, Env, Plan, Progress, Report, RestoreOptions};
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -47,7 +47,8 @@ pub struct Args {
     /// Where sort runs and SST files wait. Default: the system's temporary directory.
     #[arg(long, value_name = "DIR")]
     temp_dir: Option<PathBuf>,
-    /// Bound of sort runs and fetched slices in memory; more spills to the temporary directory.
+    /// Bound of the list of slices to be read (a quarter of it), sort runs and fetched slices in
+    /// memory; more of the latter spills to the temporary directory.
     #[arg(long, value_name = "SIZE", default_value = "512MiB")]
     memory: ByteSize,
     #[command(flatten)]
@@ -165,13 +166,14 @@ struct Ready {
 async fn prepare(args: &Args) -> Result<Option<Ready>, Failure> {
     let point = args.restored_ts.as_deref().map(Point::parse).transpose();
     let point = point.map_err(|error| Failure::from_error(Code::BadTime, &error))?;
-    let archive = Archive::open(storage::open_existing(&args.storage.storage)?).await?;
+    let env = Env::system(MemoryBudget::new(args.memory.get()));
+    let archive = Archive::open(storage::open_existing(&args.storage.storage)?, env).await?;
     let now = match point {
         Some(Point::Ago(_)) => now_or_local(&args.pd.pd).await,
         _ => time::local_now(),
     };
     let restored = restore::restored_ts(&archive, point.as_ref(), now)?;
-    let plan = restore::plan(&archive, restored, args.log_only)?;
+    let plan = restore::plan(&archive, restored, args.log_only).await?;
     if args.dry_run {
         show_plan(args, &plan)?;
         return Ok(None);
@@ -299,7 +301,7 @@ fn show_plan(args: &Args, plan: &Plan) -> Outcome {
         records: plan.write.records + plan.default.records,
         stored_bytes: plan.write.stored_bytes + plan.default.stored_bytes,
         plain_bytes: plan.write.plain_bytes + plan.default.plain_bytes,
-        objects: plan.objects,
+        objects: plan.reads.objects(),
         requests: plan.reads.len(),
     });
     args.output.show(&report, || {
@@ -318,8 +320,7 @@ async fn write(
     interrupt: &mut Interrupt,
 ) -> Result<Report, Failure> {
     let temp_dir = args.temp_dir.clone().unwrap_or_else(std::env::temp_dir);
-    let memory = MemoryBudget::new(args.memory.get());
-    let options = RestoreOptions::rocks(temp_dir).with_memory(memory);
+    let options = RestoreOptions::rocks(temp_dir, archive.env().clone());
     let mode = ImportMode::enter(cluster).await;
     let progress = Arc::new(Progress::default());
     let target = ClusterTarget::new(cluster);

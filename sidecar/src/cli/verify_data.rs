@@ -2,7 +2,7 @@
 //! alone. Damage ends with code 20; objects that nothing refers to are listed and are no fault.
 
 use pitr_restore_worker::verify::{VerifyError, VerifyOptions, VerifyReport};
-use pitr_restore_worker::{Archive, verify};
+use pitr_restore_worker::{Archive, Env, verify};
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -57,7 +57,7 @@ pub(super) struct Problem<'a> {
 pub async fn run(args: Args) -> Outcome {
     let storage = storage::open_existing(&args.storage.storage)?;
     let uri = storage.uri();
-    let archive = Archive::open(storage).await?;
+    let archive = Archive::open(storage, Env::default()).await?;
     let bar = progress::spinner("reading and checking every object");
     let found = verify(&archive, &VerifyOptions::default()).await?;
     bar.finish_and_clear();

@@ -33,14 +33,16 @@ pub fn restored_ts(archive: &Archive, point: Option<&Point>, now: Ts) -> Result<
 }
 
 /// Plans the restore of the whole archive up to `restored`.
-pub fn plan(archive: &Archive, restored: Ts, log_only: bool) -> Result<Plan, Failure> {
+pub async fn plan(archive: &Archive, restored: Ts, log_only: bool) -> Result<Plan, Failure> {
     let window = Window {
         start: None,
         restored,
         ranges: Vec::new(),
         log_only,
     };
-    pitr_restore_worker::plan(archive, &window).map_err(plan_failure)
+    pitr_restore_worker::plan(archive, &window)
+        .await
+        .map_err(plan_failure)
 }
 
 fn plan_failure(error: PlanError) -> Failure {
@@ -51,6 +53,8 @@ fn plan_failure(error: PlanError) -> Failure {
         PlanError::NotProvenEmpty { .. } => Code::NotProvenEmpty,
         PlanError::Unsupported { .. } => Code::UnsupportedArchive,
         PlanError::Damage(_) => Code::ArchiveDamaged,
+        PlanError::Storage(error) => code_of_storage(error.kind),
+        PlanError::TooLittleMemory { .. } => Code::TooLittleMemory,
     };
     let failure = Failure::from_error(code, &error).effect("nothing was written");
     match error {

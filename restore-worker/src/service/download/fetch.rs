@@ -3,23 +3,24 @@
 //! A part is named by storage, object and size, so it never continues another object. The bytes
 //! are proven later, as a whole: what a crash tore is found there.
 
-use std::path::PathBuf;
+use std::fs::OpenOptions;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use pitr_format::Class;
 use pitr_storage::StorageErrorKind;
 use sha2::{Digest, Sha256};
-use tokio::fs::OpenOptions;
-use tokio::io::AsyncWriteExt;
 
 use super::super::cache::SliceCache;
 use super::super::cipher::CipherKey;
+use super::super::disk::DiskFile;
 use super::super::error::{ImportError, Reading};
-use super::super::import_dir::{ImportDir, io_error};
+use super::super::import_dir::ImportDir;
 use super::super::speed::SpeedLimits;
 use super::super::storages::Opened;
 use super::super::turns::Turn;
 use super::request::Source;
+use crate::env::Env;
 use crate::fetch::back_off;
 
 /// Bytes of one request to the storage.
@@ -31,6 +32,7 @@ const ATTEMPTS: u32 = 3;
 
 /// What fetches the sources of one request.
 pub(super) struct Fetch<'a> {
+    pub(super) env: &'a Env,
     pub(super) dir: &'a Arc<ImportDir>,
     pub(super) speed: &'a SpeedLimits,
     pub(super) cache: &'a SliceCache,
@@ -102,22 +104,17 @@ impl Fetch<'_> {
     /// Appends what is missing; true if something was there.
     async fn append(
         &self,
-        path: &PathBuf,
+        path: &Path,
         source: &Source,
         size: u64,
         reading: &Reading,
     ) -> Result<bool, ImportError> {
-        let mut options = OpenOptions::new();
-        let opened = options.create(true).append(true).open(path).await;
-        let mut file = opened.map_err(io_error("open", path))?;
-        let there = file
-            .metadata()
-            .await
-            .map_err(io_error("look at", path))?
-            .len();
-        let mut have = there;
+        let append = |path: &Path| OpenOptions::new().create(true).append(true).open(path);
+        let mut file = DiskFile::open(self.env, path, "open", append).await?;
+        let meta = file.run("look at", |file| file.metadata()).await?;
+        let mut have = meta.len();
         if have > size {
-            file.set_len(0).await.map_err(io_error("cut", path))?;
+            file.run("cut", |file| file.set_len(0)).await?;
             have = 0;
         }
         let resumed = have > 0;
@@ -130,13 +127,10 @@ impl Fetch<'_> {
             let _memory = self.cache.wait(piece).await?;
             self.speed.pass(piece).await;
             let bytes = self.piece(source, have..have + piece, reading).await?;
-            file.write_all(&bytes)
-                .await
-                .map_err(io_error("write", path))?;
-            file.flush().await.map_err(io_error("write", path))?;
+            file.write(bytes).await?;
             have += piece;
         }
-        file.sync_all().await.map_err(io_error("sync", path))?;
+        file.sync().await?;
         Ok(resumed)
     }
 
@@ -160,7 +154,7 @@ impl Fetch<'_> {
                     return Err(reading.damaged(what));
                 }
                 Err(e) if e.class() == Class::Retry && attempt + 1 < ATTEMPTS => {
-                    back_off(attempt).await;
+                    back_off(self.env.clock.as_ref(), attempt).await;
                     attempt += 1;
                 }
                 Err(e) if e.kind == StorageErrorKind::OutOfRange => {

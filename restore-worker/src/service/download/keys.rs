@@ -212,6 +212,7 @@ mod tests {
     use pitr_format::Ts;
     use pitr_format::write_cf::WriteType;
     use pitr_proto::import_sstpb::Range;
+    use proptest::prelude::*;
 
     use super::*;
 
@@ -346,5 +347,59 @@ mod tests {
         );
         let keys = keys(&stamps, NONE, false, Legacy).unwrap();
         assert!(keys.apply(&versioned(b"k", 15), b"no record").is_err());
+    }
+
+    fn raw() -> impl Strategy<Value = Vec<u8>> {
+        prop::collection::vec(prop::sample::select(vec![0u8, b'a', b'b', 0xFF]), 0..11)
+    }
+
+    proptest! {
+        #[test]
+        fn raw_keys_are_taken_and_renamed_as_if_they_had_never_been_encoded(
+            (old, new) in (raw(), raw()),
+            (from, to) in (raw(), raw()),
+            bounded in any::<(bool, bool)>(),
+            rests in prop::collection::vec(raw(), 1..20),
+        ) {
+            // Bounds are the target's keys, so they begin with the new prefix.
+            let (from, to) = ([&new[..], &from].concat(), [&new[..], &to].concat());
+            let start = if bounded.0 { &from[..] } else { b"" };
+            let end = if bounded.1 { &to[..] } else { b"" };
+            let rule = keys(&rule(&old, &new), (start, end), true, Keyspace).unwrap();
+            for rest in rests {
+                let (key, wanted) = ([&old[..], &rest].concat(), [&new[..], &rest].concat());
+                let source = versioned(&key, 7);
+                let above = start.is_empty() || &wanted[..] >= start;
+                let below = end.is_empty() || &wanted[..] < end;
+                let inside = rule.place(&source) == Place::Inside;
+                prop_assert_eq!(inside, above && below, "{:?}", wanted);
+                if inside {
+                    let (renamed, value) = rule.apply(&source, b"v").unwrap().unwrap();
+                    prop_assert_eq!(renamed, versioned(&wanted, 7));
+                    prop_assert_eq!(value, b"v");
+                }
+            }
+        }
+
+        #[test]
+        fn a_range_of_places_is_one_piece(
+            (from, to) in (raw(), raw()),
+            exclusive in any::<bool>(),
+            kind in prop::sample::select(vec![Keyspace, Legacy]),
+            sources in prop::collection::btree_set(raw(), 1..20),
+        ) {
+            let rule = keys(&rule(b"", b""), (&from, &to), exclusive, kind).unwrap();
+            let mut sources: Vec<_> = sources.iter().map(|key| versioned(key, 7)).collect();
+            sources.sort();
+            let places = sources.iter().map(|key| match rule.place(key) {
+                Place::Before => 0,
+                Place::Inside => 1,
+                Place::Behind => 2,
+            });
+            let places: Vec<u8> = places.collect();
+            // A range that ends before it begins has nothing inside; then order does not matter.
+            let empty = !to.is_empty() && to < from;
+            prop_assert!(places.is_sorted() || empty && !places.contains(&1), "{:?}", places);
+        }
     }
 }

@@ -33,8 +33,8 @@ use request::Job;
 /// The record of the file that an earlier call made, if it is still as it was.
 async fn there<H>(shared: &Arc<Shared<H>>, path: &Path) -> Result<Option<Record>, ImportError> {
     let (dir, path) = (Arc::clone(&shared.dir), path.to_owned());
-    let worker = tokio::task::spawn_blocking(move || dir.intact(&path)).await;
-    match worker.map_err(|e| ImportError::Engine(e.to_string()))? {
+    let looked = shared.env.unblock(move || dir.intact(&path)).await;
+    match looked.map_err(|e| ImportError::Engine(e.to_string()))? {
         Err(ImportDirError::FileCorrupted { path, reason }) => {
             tracing::warn!(path = %path.display(), reason, "downloaded file is fetched again");
             Ok(None)
@@ -68,6 +68,7 @@ pub(super) async fn download<H: ImportHost>(
     let mut anew = false;
     loop {
         let fetch = Fetch {
+            env: &shared.env,
             dir: &shared.dir,
             speed: &shared.speed,
             cache: &shared.cache,
@@ -87,11 +88,8 @@ pub(super) async fn download<H: ImportHost>(
             rule: job.rule.clone(),
             sources,
         };
-        let worker = tokio::task::spawn_blocking(move || produce.run());
-        match worker
-            .await
-            .map_err(|e| ImportError::Engine(e.to_string()))?
-        {
+        let produced = shared.env.unblock(move || produce.run()).await;
+        match produced.map_err(|e| ImportError::Engine(e.to_string()))? {
             // What an earlier attempt left may be what is damaged; the parts are gone by now.
             Err(ImportError::CannotRead { what, .. }) if resumed && !anew => {
                 anew = true;

@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 
 use pitr_format::{backup_meta, checkpoint_ts, start_probe, truncate_safepoint};
 use pitr_restore_worker::Damage;
-use pitr_restore_worker::archive::{ArchiveError, MetaWalk, meta_paths};
+use pitr_restore_worker::archive::{ArchiveError, meta_paths};
 use pitr_restore_worker::plan::Slice;
 use pitr_storage::{ObjectInfo, SharedStorage, StorageErrorKind};
 use schemars::JsonSchema;
@@ -107,7 +107,7 @@ async fn meta(
     out: &mut Lines,
     damages: &mut Damages,
 ) -> Result<(), Failure> {
-    let mut walk = MetaWalk::over(storage.clone(), vec![path]);
+    let mut walk = super::walk(storage, vec![path]);
     while let Some(meta) = walk.next().await? {
         match &meta.content {
             Err(damage) => damages.meet(damage.clone()),
@@ -185,7 +185,7 @@ async fn slices_of(
     let mut found = Vec::new();
     let mut seen = BTreeSet::new();
     for paths in [likely, others] {
-        let mut walk = MetaWalk::over(storage.clone(), paths);
+        let mut walk = super::walk(storage, paths);
         while let Some(meta) = walk.next().await? {
             bar.inc(1);
             match meta.content {

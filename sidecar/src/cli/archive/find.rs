@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 
 use pitr_format::key::split_versioned;
 use pitr_format::{EncodedKey, Ts};
-use pitr_restore_worker::archive::{MetaWalk, meta_paths};
+use pitr_restore_worker::archive::meta_paths;
 use pitr_restore_worker::plan::Slice;
 use pitr_storage::SharedStorage;
 
@@ -69,7 +69,7 @@ async fn search(
         let window = wanted.window;
         window.meets(earliest.unwrap_or(Ts::ZERO), latest.unwrap_or(Ts::MAX))
     });
-    let mut walk = MetaWalk::over(storage.clone(), paths.collect());
+    let mut walk = super::walk(storage, paths.collect());
     let bar = progress::counter("metas read");
     let mut found = 0;
     while let Some(meta) = walk.next().await? {

@@ -15,9 +15,13 @@ pub(super) mod stat;
 mod window;
 
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 
 use clap::Subcommand;
+use pitr_env::SystemClock;
 use pitr_restore_worker::Damage;
+use pitr_restore_worker::archive::MetaWalk;
+use pitr_storage::SharedStorage;
 
 use super::{Outcome, output};
 use crate::codes::Code;
@@ -44,6 +48,11 @@ pub(super) async fn run(verb: Verb) -> Outcome {
         Verb::Cat(args) => cat::run(args).await,
         Verb::Find(args) => find::run(args).await,
     }
+}
+
+/// Walks over these metas.
+fn walk(storage: &SharedStorage, paths: Vec<String>) -> MetaWalk {
+    MetaWalk::over(storage.clone(), Arc::new(SystemClock::new()), paths)
 }
 
 /// Damage that was met on the way: told at once, judged at the end.

@@ -3,6 +3,7 @@
 
 use std::ops::ControlFlow;
 
+use pitr_env::SystemClock;
 use pitr_format::record::RecordIter;
 use pitr_proto::backup::FileType;
 use pitr_restore_worker::Damage;
@@ -36,7 +37,7 @@ pub(super) async fn open(
         Ok(read) => read,
         Err(damage) => return Ok(Err(damage)),
     };
-    let bytes = match fetch(storage.as_ref(), &read, ATTEMPTS).await {
+    let bytes = match fetch(storage.as_ref(), &SystemClock::new(), &read, ATTEMPTS).await {
         Ok(bytes) => bytes,
         Err(FetchError::Damage(damage)) => return Ok(Err(damage)),
         Err(FetchError::Storage(error)) => return Err(error.into()),

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use pitr_format::{Cf, Ts};
 use pitr_proto::backup::DataFileInfo;
 use pitr_restore_worker::Damage;
-use pitr_restore_worker::archive::{ArchiveInfo, MetaContent, MetaWalk};
+use pitr_restore_worker::archive::{ArchiveInfo, MetaContent};
 use pitr_restore_worker::plan::Slice;
 use pitr_storage::{ObjectInfo, SharedStorage};
 use schemars::JsonSchema;
@@ -154,7 +154,7 @@ async fn tally(storage: &SharedStorage) -> Result<Tally, Failure> {
         }
     }
     let bar = progress::counter("metas read");
-    let mut walk = MetaWalk::over(storage.clone(), metas);
+    let mut walk = super::walk(storage, metas);
     while let Some(meta) = walk.next().await? {
         bar.inc(1);
         match meta.content {
