@@ -53,7 +53,7 @@ pub fn visible_at<E: Engine + ?Sized>(engine: &E, ts: Ts) -> VisibleAt<'_, E> {
         engine,
         pairs,
         ts,
-        decided: Vec::new(),
+        decided: None,
     }
 }
 
@@ -63,7 +63,7 @@ pub struct VisibleAt<'a, E: ?Sized> {
     pairs: Box<dyn Iterator<Item = Result<Pair, EngineError>> + 'a>,
     ts: Ts,
     /// Encoded key (with `z`) whose newest visible version was found; older ones are skipped.
-    decided: Vec<u8>,
+    decided: Option<Vec<u8>>,
 }
 
 impl<E: Engine + ?Sized> Iterator for VisibleAt<'_, E> {
@@ -92,7 +92,7 @@ impl<E: Engine + ?Sized> VisibleAt<'_, E> {
             what: what.to_string(),
         };
         let (data_key, commit_ts) = split_versioned(key).map_err(|e| malformed(&e))?;
-        if commit_ts > self.ts || data_key == self.decided {
+        if commit_ts > self.ts || self.decided.as_deref() == Some(data_key) {
             return Ok(None);
         }
         let record =
@@ -100,7 +100,7 @@ impl<E: Engine + ?Sized> VisibleAt<'_, E> {
         if matches!(record.kind, WriteType::Lock | WriteType::Rollback) {
             return Ok(None);
         }
-        self.decided = data_key.to_vec();
+        self.decided = Some(data_key.to_vec());
         if record.kind == WriteType::Delete {
             return Ok(None);
         }
