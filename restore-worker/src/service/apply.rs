@@ -28,6 +28,7 @@ use super::cache::CachedSlice;
 use super::error::{ImportError, Reading};
 use super::host::{ImportHost, WriteFailure};
 use super::slices::SliceReader;
+use super::storages::Opened;
 use super::{Shared, check_store};
 use crate::engine::{EngineCf, EngineOp};
 use crate::filter::without_rollback_marks;
@@ -68,7 +69,7 @@ pub(super) async fn apply<H: ImportHost>(
     shared.cache.grow(&mut held, write_bytes as u64)?;
     for (meta, rule) in &slices {
         let slice = reader.slice(meta, &mut held).await?;
-        check_prefixes(meta, rule, &slice.plain)?;
+        check_keys(meta, rule, &slice.plain, &reading(&opened, meta))?;
     }
     let mut seen: Seen = None;
     for (meta, rule) in slices {
@@ -76,7 +77,7 @@ pub(super) async fn apply<H: ImportHost>(
         let work = SliceWork {
             host: Arc::clone(host),
             context: context.clone(),
-            uri: opened.storage.uri(),
+            reading: reading(&opened, &meta),
             write_bytes,
             meta,
             rule,
@@ -100,18 +101,33 @@ pub(super) async fn apply<H: ImportHost>(
 }
 
 /// Finds what would end the request in the middle: an unknown column family, a key without the
-/// prefix of its rule.
-fn check_prefixes(meta: &KvMeta, rule: &RewriteRule, plain: &[u8]) -> Result<(), ImportError> {
+/// prefix of its rule, a key without a timestamp.
+fn check_keys(
+    meta: &KvMeta,
+    rule: &RewriteRule,
+    plain: &[u8],
+    reading: &Reading,
+) -> Result<(), ImportError> {
     column_family(meta)?;
-    if rule.new_key_prefix.is_empty() {
-        return Ok(());
-    }
     for record in RecordIter::new(plain) {
         // Framing was proven when the slice was read.
         let Ok((key, _)) = record else { break };
-        rewrite(meta, rule, key)?;
+        if rule.old_key_prefix.is_empty() && rule.new_key_prefix.is_empty() {
+            split_versioned(key).map_err(|e| reading.damaged(e))?;
+        } else {
+            let key = rewrite(meta, rule, key)?;
+            split_versioned(&key).map_err(|e| reading.damaged(e))?;
+        }
     }
     Ok(())
+}
+
+fn reading(opened: &Opened, meta: &KvMeta) -> Reading {
+    Reading {
+        uri: opened.storage.uri(),
+        name: meta.name.clone(),
+        into: "memory".to_owned(),
+    }
 }
 
 fn column_family(meta: &KvMeta) -> Result<Cf, ImportError> {
@@ -161,7 +177,7 @@ fn pair(request: &ApplyRequest) -> Result<Vec<(KvMeta, RewriteRule)>, ImportErro
 struct SliceWork<H> {
     host: Arc<H>,
     context: Context,
-    uri: String,
+    reading: Reading,
     write_bytes: usize,
     meta: KvMeta,
     rule: RewriteRule,
@@ -201,12 +217,7 @@ impl<H: ImportHost> SliceWork<H> {
     }
 
     fn cannot_read(&self, what: &dyn std::fmt::Display) -> ImportError {
-        let reading = Reading {
-            uri: self.uri.clone(),
-            name: self.meta.name.clone(),
-            into: "memory".to_owned(),
-        };
-        reading.damaged(what)
+        self.reading.damaged(what)
     }
 
     /// The rewritten key (no `z`) of a record in the slice's window and region.
