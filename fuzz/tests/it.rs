@@ -1,6 +1,8 @@
 //! The committed corpus and mutations of it, on a stable compiler: what `make fuzz` does longer and
 //! guided by coverage. An input that once crashed a decoder lies in the corpus as `crash-…`.
 
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
