@@ -22,6 +22,7 @@ use pitr_budget::Reservation;
 use pitr_format::{Cf, Class, EncodedRange, Ts};
 use pitr_proto::backup::DataFileInfo;
 use pitr_storage::{ObjectInfo, StorageError};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::archive::{Archive, ArchiveError, ArchiveInfo, MetaObject, list, read_one};
 use crate::damage::Damage;
@@ -34,6 +35,8 @@ pub use reads::{Read, ReadLimits, coalesce};
 const METAS_AT_ONCE: usize = 32;
 /// What a meta takes in memory, as a multiple of its bytes: itself, and decoded.
 const DECODED: u64 = 4;
+/// Bytes of a permit of their share.
+const SHARE_UNIT: u64 = 1 << 10;
 
 /// What to restore.
 #[derive(Clone, Debug)]
@@ -260,19 +263,26 @@ pub async fn plan(archive: &Archive, window: &Window) -> Result<Plan, PlanError>
     }
 }
 
+/// What a meta takes of the share of metas, and of the budget.
+type Held<'a> = (Option<SemaphorePermit<'a>>, Reservation);
+
 async fn choose_all(archive: &Archive, mut choice: Choice) -> Result<Plan, PlanError> {
     let metas = list(archive.storage()).await?;
+    // Half of the budget: what is chosen has a quarter, whoever comes first.
+    let half = archive.env().budget.limit() / 2 / SHARE_UNIT;
+    let half = u32::try_from(half).unwrap_or(u32::MAX).max(1);
+    let share = Semaphore::new(half as usize);
     let mut metas = futures::stream::iter(metas)
-        .map(|object| read_meta(archive, object))
+        .map(|object| read_meta(archive, object, &share, half))
         .buffer_unordered(METAS_AT_ONCE);
     let mut damaged: Option<Damage> = None;
-    while let Some((meta, memory)) = metas.try_next().await? {
+    while let Some((meta, held)) = metas.try_next().await? {
         match meta.content {
             Ok(content) => choice.add(&content)?,
             // Of several, the first is named, whichever was read first.
             Err(damage) => damaged = Some(damaged.map_or(damage.clone(), |d| d.min(damage))),
         }
-        drop(memory);
+        drop(held);
     }
     match damaged {
         Some(damage) => Err(damage.into()),
@@ -280,19 +290,23 @@ async fn choose_all(archive: &Archive, mut choice: Choice) -> Result<Plan, PlanE
     }
 }
 
-async fn read_meta(
+async fn read_meta<'a>(
     archive: &Archive,
     object: ObjectInfo,
-) -> Result<(MetaObject, Reservation), StorageError> {
+    share: &'a Semaphore,
+    most: u32,
+) -> Result<(MetaObject, Held<'a>), StorageError> {
     let (storage, env) = (archive.storage().as_ref(), archive.env());
-    // Never more than half: a plan holds a quarter at most, so there will be room.
-    let bytes = object
-        .size
-        .saturating_mul(DECODED)
-        .min(env.budget.limit() / 2);
+    let bytes = object.size.saturating_mul(DECODED);
+    let units = u32::try_from(bytes / SHARE_UNIT + 1)
+        .unwrap_or(u32::MAX)
+        .min(most);
+    // Nobody closes the semaphore.
+    let permit = share.acquire_many(units).await.ok();
+    let bytes = bytes.min(env.budget.limit() / 2);
     let memory = env.budget.reserve(bytes).await;
     let meta = read_one(storage, env.clock.as_ref(), object.path).await?;
-    Ok((meta, memory))
+    Ok((meta, (permit, memory)))
 }
 
 /// The start of the window, if archive and window allow a restore.
