@@ -30,10 +30,28 @@ fn any_said() -> impl Strategy<Value = Vec<Said>> {
     ];
     let said = proptest::collection::vec(said, 0..12);
     (said, any::<prop::sample::Index>()).prop_map(|(mut said, at)| {
+        for (number, said) in (1..).zip(&mut said) {
+            make_regular(said, number);
+        }
         let at = at.index(said.len() + 1);
         said.insert(at, Said::Initialized);
         said
     })
+}
+
+/// Every transaction has a start ts of its own and locks a key once.
+fn make_regular(said: &mut Said, number: u64) {
+    match said {
+        Said::Commits(versions) => {
+            versions.sort_unstable();
+            versions.dedup_by_key(|(key, ..)| *key);
+            for (_, ts, _) in versions {
+                *ts += number * 1_000;
+            }
+        }
+        Said::Committed(_, ts, _) => *ts += number * 1_000,
+        Said::Initialized | Said::Resolved(_) => {}
+    }
 }
 
 fn row(kind: LogType, key: u8, ts: u64, len: usize) -> Row {
