@@ -54,6 +54,8 @@ struct World {
     url: String,
     tracker: RegionTracker,
     frontier: Arc<Mutex<Ts>>,
+    /// A tracker that goes round in circles has events without end.
+    give_up: tokio::time::Instant,
 }
 
 impl World {
@@ -79,11 +81,12 @@ impl World {
             store,
             url,
             frontier,
+            give_up: tokio::time::Instant::now() + Duration::from_secs(20),
         }
     }
 
     async fn next(&mut self) -> String {
-        let event = tokio::time::timeout(Duration::from_secs(20), self.tracker.next_event());
+        let event = tokio::time::timeout_at(self.give_up, self.tracker.next_event());
         match event.await.expect("an event").expect("a living tracker") {
             TrackerEvent::Started {
                 sub,
