@@ -25,12 +25,12 @@ test: build embedded interop-build
 	cargo test --locked --workspace
 	$(PITR_VENV)/bin/python -m unittest discover -s tests
 
-# What an engine fork links: both libraries without RocksDB and without gRPC, and the example engine.
+# What an engine fork links: both libraries without RocksDB, gRPC and the clouds' HTTP client, and the example engine.
 embedded: setup
 	cargo check --locked -p pitr-observer -p pitr-restore-worker --no-default-features
 	cargo check --locked -p pitr-toy-engine
-	@! cargo tree --locked -p pitr-observer -p pitr-restore-worker --no-default-features -e normal | grep -E 'rocksdb' || \
-	{ echo 'embedded: a library links RocksDB without its feature'; exit 1; }
+	@! cargo tree --locked -p pitr-observer -p pitr-restore-worker --no-default-features -e normal | grep -E 'rocksdb|reqwest' || \
+	{ echo 'embedded: a library links RocksDB or an HTTP client without its feature'; exit 1; }
 
 lint: setup
 	cargo fmt --check

@@ -53,6 +53,7 @@ pub fn decode_metadata(bytes: &[u8]) -> Result<Metadata, MetaError> {
     // A copy that the decoded byte fields share, instead of one allocation each.
     let metadata = Metadata::decode(Bytes::copy_from_slice(bytes))
         .map_err(|e| MetaError::Damaged(e.to_string()))?;
+    check_understood(&metadata).map_err(|reason| MetaError::Damaged(reason.to_owned()))?;
     match MetaVersion::try_from(metadata.meta_version) {
         Ok(_) => Ok(metadata),
         Err(_) => Err(MetaError::Version(metadata.meta_version)),
@@ -148,10 +149,24 @@ fn check_density(bytes: &[u8]) -> Result<(), &'static str> {
 }
 
 fn check_info(message: &[u8]) -> Result<(), &'static str> {
-    match message.len() as u64 >= MIN_INFO_LEN {
+    check_len(message.len())
+}
+
+fn check_len(len: usize) -> Result<(), &'static str> {
+    match len as u64 >= MIN_INFO_LEN {
         true => Ok(()),
         false => Err("a slice description is shorter than the hash it has to hold"),
     }
+}
+
+/// The same rule for what was understood: a description that is only padded, with fields that
+/// nobody knows or with one field over and over, holds no hash either.
+fn check_understood(metadata: &Metadata) -> Result<(), &'static str> {
+    let groups = metadata.file_groups.iter();
+    let of_groups = groups.clone().flat_map(|group| &group.data_files_info);
+    let mut infos = metadata.files.iter().chain(of_groups);
+    infos.try_for_each(|info| check_len(info.encoded_len()))?;
+    groups.map(Message::encoded_len).try_for_each(check_len)
 }
 
 /// Calls `visit` with number and bytes of each length-delimited field of a protobuf message.
@@ -241,6 +256,27 @@ mod tests {
         let idle = build_metadata(3, Ts::new(50), vec![]);
         assert_eq!((idle.min_ts, idle.max_ts, idle.resolved_ts), (0, 0, 50));
         assert_eq!(decode_metadata(&encode_metadata(&idle)).unwrap(), idle);
+    }
+
+    #[test]
+    fn padding_makes_no_description_of_something_that_holds_no_hash() {
+        // Field 4 of a group and of a slice, 20 times the same number: 40 bytes that say nothing.
+        let padding = [0x20, 0x07].repeat(20);
+        let field =
+            |number: u8, inner: &[u8]| [&[number << 3 | 2, inner.len() as u8], inner].concat();
+        for bytes in [
+            field(1, &padding),
+            field(6, &padding),
+            field(6, &field(2, &padding)),
+        ] {
+            let refused = decode_metadata(&bytes).unwrap_err();
+            assert!(matches!(refused, MetaError::Damaged(_)), "{refused}");
+        }
+        let unknown = [
+            field(15, &padding),
+            encode_metadata(&Metadata::default()).to_vec(),
+        ];
+        decode_metadata(&unknown.concat()).expect("fields of later builds are passed over");
     }
 
     #[test]

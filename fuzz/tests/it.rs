@@ -87,6 +87,39 @@ fn every_target_has_a_binary_for_libfuzzer_and_the_other_way_round() {
     }
 }
 
+/// What is fuzzed must be what is shipped: the binaries are a workspace of their own, and a lock file
+/// that nobody looks at would let them run on other versions.
+#[test]
+fn the_binaries_are_built_with_the_versions_that_are_shipped() {
+    let packages = |file: &str| -> BTreeSet<(String, String)> {
+        let text = fs::read_to_string(folder(file)).unwrap();
+        let packages = text.split("[[package]]").skip(1);
+        let field = |package: &str, name: &str| {
+            let line = package.lines().find_map(|line| line.strip_prefix(name));
+            line.unwrap().trim_matches([' ', '=', '"']).to_owned()
+        };
+        let pairs = packages.map(|package| (field(package, "name"), field(package, "version")));
+        pairs.collect()
+    };
+    let (shipped, fuzzed) = (packages("../Cargo.lock"), packages("libfuzzer/Cargo.lock"));
+    let own = ["arbitrary", "libfuzzer-sys", "pitr-libfuzzer"];
+    let strange = fuzzed.difference(&shipped);
+    let strange: Vec<_> = strange
+        .filter(|(name, _)| !own.contains(&&**name))
+        .collect();
+    assert!(
+        strange.is_empty(),
+        "run `make fuzz` and commit its lock file: {strange:?}"
+    );
+    for heavy in ["rocksdb", "reqwest", "rustls"] {
+        let found = fuzzed.iter().any(|(name, _)| name.contains(heavy));
+        assert!(
+            !found,
+            "{heavy} is built with the sanitizer and never called"
+        );
+    }
+}
+
 #[test]
 fn a_target_that_does_not_exist_runs_nothing() {
     run("no such target", b"anything");

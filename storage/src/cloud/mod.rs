@@ -10,8 +10,10 @@
 //! Invariant: no secret of a place or of the options is in any `Debug`, `Display` or error
 //! ([`crate::redact`]).
 
+#[cfg(feature = "cloud")]
 mod connect;
 mod params;
+#[cfg(feature = "cloud")]
 mod storage;
 mod url;
 
@@ -23,7 +25,6 @@ use pitr_proto::backup::StorageBackend;
 use pitr_proto::backup::storage_backend::Backend;
 
 pub use crate::redact::Secret;
-pub(crate) use storage::CloudStorage;
 pub(crate) use url::parse;
 
 use crate::error::{Context, StorageErrorKind};
@@ -138,8 +139,22 @@ impl CloudLocation {
     }
 
     /// Opens it. Nothing is sent: whether the bucket exists shows at the first call.
+    #[cfg(feature = "cloud")]
     pub(crate) fn open(&self, options: &CloudOptions) -> Result<SharedStorage> {
-        CloudStorage::open(self, options)
+        storage::CloudStorage::open(self, options)
+    }
+
+    /// A build without the clients of clouds reads and writes their places, and opens none.
+    #[cfg(not(feature = "cloud"))]
+    pub(crate) fn open(&self, _: &CloudOptions) -> Result<SharedStorage> {
+        let uri = self.uri();
+        let context = Context {
+            action: "open",
+            path: "",
+            uri: &uri,
+        };
+        let why = "this build has no cloud storages: it needs the feature `cloud`";
+        Err(context.fail(StorageErrorKind::InvalidConfig, why))
     }
 
     fn secrets(&self) -> Vec<Secret> {
