@@ -54,6 +54,7 @@ pub fn scrub(text: &str, secrets: &[Secret]) -> String {
         rest = after;
     }
     clean.push_str(rest);
+    let mut clean = without_tokens(&clean);
     if clean.len() > MAX_DETAIL {
         let mut end = MAX_DETAIL;
         while !clean.is_char_boundary(end) {
@@ -63,6 +64,23 @@ pub fn scrub(text: &str, secrets: &[Secret]) -> String {
         clean.push('…');
     }
     clean
+}
+
+/// What stands before something that is made of a secret, and good for requests for a while.
+const BEFORE_TOKENS: [&str; 4] = ["Bearer ", "SharedKey ", "Signature=", "sig="];
+
+/// A server's error page may repeat the request: tokens and signatures are taken out.
+fn without_tokens(text: &str) -> String {
+    let mut text = text.to_owned();
+    for mark in BEFORE_TOKENS {
+        let ends = |c: char| c.is_whitespace() || "\"'<>,;&".contains(c);
+        let hide =
+            |part: &str| format!("redacted{}", &part[part.find(ends).unwrap_or(part.len())..]);
+        let mut parts = text.split(mark);
+        let first = parts.next().unwrap_or_default().to_owned();
+        text = parts.fold(first, |clean, part| clean + mark + &hide(part));
+    }
+    text
 }
 
 /// The ways in which a secret is written. Very short ones are left out: a replaced "a" makes every
@@ -158,6 +176,18 @@ mod tests {
         );
         assert_eq!(redact_url("local:///archive"), "local:///archive");
         assert_eq!(redact_url("/archive dir"), "/archive dir");
+    }
+
+    #[test]
+    fn what_a_request_was_signed_with_is_not_repeated() {
+        let said = "you sent Authorization: Bearer ey.J0.eXA, then SharedKey acc:c2ln; \
+                    Signature=f0e8bd</Message> and sig=c2ln%3D&se=1";
+        assert_eq!(
+            scrub(said, &[]),
+            "you sent Authorization: Bearer redacted, then SharedKey redacted; \
+             Signature=redacted</Message> and sig=redacted&se=1"
+        );
+        assert_eq!(scrub("Bearer tokens: none", &[]), "Bearer redacted none");
     }
 
     #[test]

@@ -1,8 +1,12 @@
 //! The contract of the storage crate, seen from outside.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
+#[path = "it/cloud_suite.rs"]
+mod cloud_suite;
 #[path = "it/cloud_urls.rs"]
 mod cloud_urls;
+#[path = "it/clouds/mod.rs"]
+mod clouds;
 #[path = "it/conformance.rs"]
 mod conformance;
 #[path = "it/crash.rs"]
@@ -13,5 +17,3 @@ mod fault;
 mod local;
 #[path = "it/s3.rs"]
 mod s3;
-#[path = "it/s3_server.rs"]
-mod s3_server;

@@ -1,5 +1,5 @@
 //! A place and the caller's options become a client of `object_store`. Called by
-//! [`super::CloudStorage::open`].
+//! [`super::storage::CloudStorage::open`].
 //!
 //! What the place names wins over the options; without either, the clouds' own ways are tried at the
 //! first request (instance metadata, workload identity).
@@ -119,13 +119,15 @@ fn aws(s3: &S3, options: &CloudOptions) -> Built {
     Ok(Arc::new(builder.build()?))
 }
 
-/// `object_store` wants the bucket in the host itself where paths do not begin with it.
+/// `object_store` wants the bucket in the host itself where paths do not begin with it, and no slash
+/// at the end.
 fn s3_endpoint(s3: &S3) -> String {
-    match s3.endpoint.split_once("://") {
+    let endpoint = s3.endpoint.trim_end_matches('/');
+    match endpoint.split_once("://") {
         Some((scheme, host)) if !s3.force_path_style => {
             format!("{scheme}://{}.{host}", s3.bucket)
         }
-        _ => s3.endpoint.clone(),
+        _ => endpoint.to_owned(),
     }
 }
 
@@ -158,7 +160,7 @@ fn microsoft(azure: &AzureBlobStorage, options: &CloudOptions) -> Built {
         builder = builder.with_account(account);
     }
     if !azure.endpoint.is_empty() {
-        builder = builder.with_endpoint(azure.endpoint.clone());
+        builder = builder.with_endpoint(azure.endpoint.trim_end_matches('/').to_owned());
     }
     let own = !azure.shared_key.is_empty() || !azure.access_sig.is_empty();
     let given = |own_value: &str, offered: &Option<Secret>| {

@@ -82,7 +82,8 @@ fn read_place(rest: &str, read: fn(&str, &str) -> Read<Backend>) -> Read<Backend
 
 fn bucket_and_prefix(place: &str) -> Read<(String, String)> {
     let (bucket, prefix) = place.split_once('/').unwrap_or((place, ""));
-    if bucket.contains('@') {
+    // A key with a slash in it ends up in both parts.
+    if place.contains('@') && bucket.contains([':', '@']) {
         return Err("credentials are options, not a user before the bucket".into());
     }
     let prefix = decode(prefix.trim_matches('/'), "prefix")?;

@@ -7,10 +7,8 @@ use bytes::Bytes;
 use pitr_storage::fault::{FaultPlan, FaultyStorage};
 use pitr_storage::{Payload, Segment, SharedStorage, StorageErrorKind, open_url};
 
-use crate::s3_server::S3Server;
-
 /// Runs the whole suite on an empty storage.
-async fn conformance(storage: SharedStorage) {
+pub async fn conformance(storage: SharedStorage) {
     objects_are_written_whole_and_replaced(&storage).await;
     objects_are_made_of_memory_and_files(&storage).await;
     put_new_refuses_an_existing_object(&storage).await;
@@ -304,14 +302,6 @@ async fn the_fault_wrapper_without_faults_conforms() {
         counters.errors_before + counters.errors_after + counters.short_reads,
         0
     );
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_s3_backend_conforms() {
-    let server = S3Server::start().await;
-    conformance(open_url(&server.url("some/prefix", "")).unwrap()).await;
-    assert_eq!(server.keys(), [""; 0]);
-    assert_eq!(server.unfinished_uploads(), 0);
 }
 
 /// The same suite on real servers: their URLs, separated by blanks, each with a fresh prefix.
