@@ -79,6 +79,15 @@ pub fn decode(bytes: &[u8]) -> Result<LogBackupMeta, BackupMetaError> {
             end_version: message.end_version,
         });
     }
+    // Any protobuf message may be cut between two fields, or be empty, and still be one.
+    let missing = match (message.cluster_id, message.start_version) {
+        (0, _) => Some("it names no cluster"),
+        (_, 0) => Some("it names no begin of the log"),
+        _ => None,
+    };
+    if let Some(missing) = missing {
+        return Err(BackupMetaError::Damaged(missing.to_owned()));
+    }
     Ok(LogBackupMeta {
         cluster_id: message.cluster_id,
         cluster_version: message.cluster_version,
@@ -123,8 +132,18 @@ mod tests {
         );
         let large = vec![0; MAX_LEN + 1];
         assert_eq!(decode(&large), Err(BackupMetaError::TooLarge(large.len())));
-        let cut = &encode(&sample())[..12];
-        assert!(matches!(decode(cut), Err(BackupMetaError::Damaged(_))));
+    }
+
+    #[test]
+    fn a_meta_that_was_cut_anywhere_before_its_begin_of_the_log_is_damaged() {
+        let whole = encode(&sample());
+        // What follows says how the log is laid out, which has only one value.
+        let begin = whole.len() - 5;
+        for len in 0..begin {
+            let refused = decode(&whole[..len]);
+            assert!(matches!(refused, Err(BackupMetaError::Damaged(_))), "{len}");
+        }
+        assert!(decode(&whole).is_ok());
     }
 
     proptest! {
