@@ -10,10 +10,20 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 mod archive_verbs;
 #[path = "it/archives.rs"]
 mod archives;
+#[path = "it/broken_archives.rs"]
+mod broken_archives;
+#[path = "it/bucket.rs"]
+mod bucket;
 #[path = "it/command.rs"]
 mod command;
 #[path = "it/memory/mod.rs"]
 mod memory;
+#[path = "it/misuse.rs"]
+mod misuse;
+#[path = "it/over_http.rs"]
+mod over_http;
+#[path = "it/parsing.rs"]
+mod parsing;
 #[path = "it/pauses.rs"]
 mod pauses;
 #[path = "../../interop/pd_servers.rs"]
@@ -24,6 +34,10 @@ mod real_pd;
 mod refusals;
 #[path = "it/rounds/mod.rs"]
 mod rounds;
+#[path = "it/serve_refusals.rs"]
+mod serve_refusals;
+#[path = "it/signals.rs"]
+mod signals;
 #[path = "it/speed_test.rs"]
 mod speed_test;
 #[path = "it/status.rs"]

@@ -34,6 +34,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use self::interrupt::Interrupt;
 use crate::codes::Code;
 use crate::failure::{Exit, Failure};
 
@@ -198,15 +199,13 @@ async fn dispatch(verb: Verb) -> Outcome {
     }
 }
 
-/// Ends a verb at Ctrl-C. `serve` and `restore point` have their own way to end.
+/// Ends a verb at SIGINT and SIGTERM. `serve`, `restore point` and `speed-test` have their own way.
 async fn interruptible(verb: impl Future<Output = Outcome>) -> Outcome {
+    let mut interrupt = Interrupt::listen()?;
     tokio::select! {
         outcome = verb => outcome,
-        signal = tokio::signal::ctrl_c() => Err(match signal {
-            Ok(()) => Failure::new(Code::Interrupted, "interrupted")
-                .effect("what was written so far stays; the verb can be run again"),
-            Err(error) => Failure::from_error(Code::Internal, &error),
-        }),
+        () = interrupt.received() => Err(Failure::new(Code::Interrupted, "interrupted")
+            .effect("what was written so far stays; the verb can be run again")),
     }
 }
 

@@ -106,21 +106,16 @@ fn note_lines(table: &DeTable, prefix: &str, text: &str, found: &mut BTreeMap<St
     }
 }
 
-/// Hides what stands before the host in every URL of a text: names and passwords.
+/// Hides what stands before the host in every URL of a text: names and passwords. A password may
+/// hold anything but a quote, so everything up to the last `@` of a string is taken for one.
 fn redact(text: &str) -> String {
-    let mut parts = text.split("://");
-    let mut out = parts.next().unwrap_or_default().to_owned();
-    for part in parts {
-        let end = part.find(['/', '"', ' ', ',']).unwrap_or(part.len());
-        let (authority, rest) = part.split_at(end);
-        out.push_str("://");
-        match authority.rsplit_once('@') {
-            Some((_, host)) => out.push_str(&format!("***@{host}")),
-            None => out.push_str(authority),
+    let hide = |string: &str| match (string.find("://"), string.rfind('@')) {
+        (Some(scheme), Some(at)) if scheme < at => {
+            format!("{}***{}", &string[..scheme + 3], &string[at..])
         }
-        out.push_str(rest);
-    }
-    out
+        _ => string.to_owned(),
+    };
+    text.split('"').map(hide).collect::<Vec<_>>().join("\"")
 }
 
 #[cfg(test)]
@@ -157,7 +152,7 @@ mod tests {
         );
         assert_eq!(
             redact("[\"http://a@b:1/x@y\", \"c://d:e@f\"]"),
-            "[\"http://***@b:1/x@y\", \"c://***@f\"]"
+            "[\"http://***@y\", \"c://***@f\"]"
         );
         assert_eq!(redact("plain:2379"), "plain:2379");
     }

@@ -24,7 +24,7 @@ impl JsonSchema for ByteSize {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "type": "string", "pattern": "^[0-9]+ ?[KMGTkmgt]?[Ii]?[Bb]$" })
+        json_schema!({ "type": "string", "pattern": r"^[0-9]+\s*([KMGTkmgt][Ii]?)?[Bb]\s*$" })
     }
 }
 
@@ -34,7 +34,7 @@ impl JsonSchema for Span {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "type": "string", "pattern": "^([0-9]+ ?[a-z]+ ?)+$" })
+        json_schema!({ "type": "string", "pattern": r"^\s*(0|([0-9][0-9\s]*[A-Za-zµ]+\s*)+)$" })
     }
 }
 

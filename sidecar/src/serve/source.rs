@@ -5,6 +5,7 @@
 //! whole regions back instead of slowing the store down. Nothing is ever left out: an event that
 //! cannot be handed over ends the source.
 
+use std::pin::pin;
 use std::sync::Arc;
 
 use pitr_cluster::cdc::CdcOptions;
@@ -14,7 +15,7 @@ use pitr_observer::{ObserverHandle, RegionMeta, SendError, SharedFrontier, Sourc
 use pitr_proto::metapb;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
-use tokio::time::{Duration, MissedTickBehavior, interval};
+use tokio::time::{Duration, Interval, MissedTickBehavior, interval};
 
 use super::Context;
 use super::region_page::RegionPage;
@@ -128,64 +129,85 @@ impl Pump {
                     "the change stream ended",
                 ));
             };
-            if let Err(lost) = self.take(event).await {
+            let handing = take(&self.observer, &self.regions, event);
+            let handed = meanwhile(handing, &mut show, || self.page.show(&self.tracker)).await;
+            if let Err(lost) = handed {
                 self.page.show(&self.tracker);
                 return lost;
             }
         }
     }
+}
 
-    async fn take(&mut self, event: TrackerEvent) -> Result<(), Lost> {
-        let (observer, regions) = (&self.observer, &self.regions);
-        let handed = match event {
-            TrackerEvent::Gap {
-                range,
-                checkpoint_ts,
-                safe_point,
-            } => {
-                return Err(Lost::Gap(format!(
-                    "GC removed history of range {range:?}: it must be read from {}, the GC \
-                     safepoint is {}; take a new full copy and start a new task into a new archive",
-                    time::line(checkpoint_ts),
-                    time::line(safe_point),
-                )));
-            }
-            TrackerEvent::Failed { text } => {
-                let failure = Failure::new(Code::ChangeStreamEnded, text);
-                return Err(Lost::Broken(failure.effect("the checkpoint stays")));
-            }
-            TrackerEvent::Resolved { subs, ts } => {
-                let resolved = subs
-                    .into_iter()
-                    .map(|sub| SourceEvent::Resolved { sub: sub.0, ts });
-                hand_over(observer, resolved).await
-            }
-            TrackerEvent::Started {
-                sub,
+/// Waits for `work` and goes on showing: the hand-over waits while the observer has no room, and just
+/// then people look at the page.
+async fn meanwhile<T>(
+    work: impl Future<Output = T>,
+    tick: &mut Interval,
+    mut show: impl FnMut(),
+) -> T {
+    let mut work = pin!(work);
+    loop {
+        tokio::select! {
+            done = &mut work => return done,
+            _ = tick.tick() => show(),
+        }
+    }
+}
+
+async fn take(
+    observer: &ObserverHandle,
+    regions: &Regions,
+    event: TrackerEvent,
+) -> Result<(), Lost> {
+    let handed = match event {
+        TrackerEvent::Gap {
+            range,
+            checkpoint_ts,
+            safe_point,
+        } => {
+            return Err(Lost::Gap(format!(
+                "GC removed history of range {range:?}: it must be read from {}, the GC \
+                 safepoint is {}; take a new full copy and start a new task into a new archive",
+                time::line(checkpoint_ts),
+                time::line(safe_point),
+            )));
+        }
+        TrackerEvent::Failed { text } => {
+            let failure = Failure::new(Code::ChangeStreamEnded, text);
+            return Err(Lost::Broken(failure.effect("the checkpoint stays")));
+        }
+        TrackerEvent::Resolved { subs, ts } => {
+            let resolved = subs
+                .into_iter()
+                .map(|sub| SourceEvent::Resolved { sub: sub.0, ts });
+            hand_over(observer, resolved).await
+        }
+        TrackerEvent::Started {
+            sub,
+            region,
+            checkpoint_ts,
+        } => {
+            let region = region_meta(&region);
+            regions.started(sub.0, region.id, region.range.clone());
+            let started = SourceEvent::Started {
+                sub: sub.0,
                 region,
                 checkpoint_ts,
-            } => {
-                let region = region_meta(&region);
-                regions.started(sub.0, region.id, region.range.clone());
-                let started = SourceEvent::Started {
-                    sub: sub.0,
-                    region,
-                    checkpoint_ts,
-                };
-                observer.send(started).await
-            }
-            TrackerEvent::Records { sub, records } => {
-                let sub = sub.0;
-                observer.send(SourceEvent::Batch { sub, records }).await
-            }
-            TrackerEvent::Ended { sub, reason } => {
-                tracing::debug!(sub = sub.0, %reason, "a subscription ended");
-                regions.ended(sub.0, reason.to_string());
-                observer.send(SourceEvent::Ended { sub: sub.0 }).await
-            }
-        };
-        handed.map_err(|error| Lost::Broken(Failure::from_error(Code::ChangeStreamEnded, &error)))
-    }
+            };
+            observer.send(started).await
+        }
+        TrackerEvent::Records { sub, records } => {
+            let sub = sub.0;
+            observer.send(SourceEvent::Batch { sub, records }).await
+        }
+        TrackerEvent::Ended { sub, reason } => {
+            tracing::debug!(sub = sub.0, %reason, "a subscription ended");
+            regions.ended(sub.0, reason.to_string());
+            observer.send(SourceEvent::Ended { sub: sub.0 }).await
+        }
+    };
+    handed.map_err(|error| Lost::Broken(Failure::from_error(Code::ChangeStreamEnded, &error)))
 }
 
 async fn hand_over(
@@ -205,5 +227,29 @@ fn region_meta(region: &metapb::Region) -> RegionMeta {
         conf_ver: epoch.conf_ver,
         version: epoch.version,
         range: EncodedRange::new(region.start_key.clone(), region.end_key.clone()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_page_is_refreshed_while_a_hand_over_waits() {
+        let (free, waits) = oneshot::channel();
+        let mut tick = interval(Duration::from_millis(1));
+        let mut free = Some(free);
+        let mut shown = 0;
+        // It waits until the page was shown three times: without that it would wait for ever.
+        let done = meanwhile(waits, &mut tick, || {
+            shown += 1;
+            if shown == 3
+                && let Some(free) = free.take()
+            {
+                free.send("handed over").unwrap();
+            }
+        });
+        let done = tokio::time::timeout(Duration::from_secs(10), done).await;
+        assert_eq!(done.unwrap(), Ok("handed over"));
     }
 }

@@ -281,11 +281,14 @@ fn context(region: &Region) -> Context {
     }
 }
 
+/// Where a sidecar's stderr goes, beside its configuration.
+const LOG: &str = "stderr.log";
+
 /// `tikv-pitr serve` as a process of its own.
 pub struct Sidecar {
     child: Child,
     status_addr: String,
-    _dir: TempDir,
+    dir: TempDir,
 }
 
 impl Sidecar {
@@ -300,6 +303,15 @@ impl Sidecar {
 
     /// A sidecar with more lines and more arguments.
     pub fn start_with_args(cluster: &Cluster, lines: &str, args: &[&str]) -> Self {
+        Self::spawn(cluster, lines, args, "info")
+    }
+
+    /// A sidecar that logs everything there is to log, into a file: a pipe would fill up.
+    pub fn start_loud(cluster: &Cluster) -> Self {
+        Self::spawn(cluster, "", &[], "trace")
+    }
+
+    fn spawn(cluster: &Cluster, lines: &str, args: &[&str], level: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let free = TcpListener::bind("127.0.0.1:0")
             .unwrap()
@@ -314,9 +326,9 @@ impl Sidecar {
         );
         std::fs::write(&config, text).unwrap();
         Sidecar {
-            child: spawn(&config, args),
+            child: spawn(&config, args, level, dir.path().join(LOG)),
             status_addr: free.to_string(),
-            _dir: dir,
+            dir,
         }
     }
 
@@ -361,14 +373,8 @@ impl Sidecar {
 
     /// Waits for the end; exit code (-1 for a signal) and what it said.
     pub fn wait(mut self) -> (i32, String) {
-        let mut said = String::new();
-        self.child
-            .stderr
-            .take()
-            .unwrap()
-            .read_to_string(&mut said)
-            .unwrap();
         let code = self.child.wait().unwrap().code().unwrap_or(-1);
+        let said = std::fs::read_to_string(self.dir.path().join(LOG)).unwrap();
         (code, said)
     }
 
@@ -389,14 +395,14 @@ impl Drop for Sidecar {
     }
 }
 
-fn spawn(config: &PathBuf, args: &[&str]) -> Child {
+fn spawn(config: &PathBuf, args: &[&str], level: &str, log: PathBuf) -> Child {
     Command::new(env!("CARGO_BIN_EXE_tikv-pitr"))
         .args(["serve", "--config"])
         .arg(config)
         .args(args)
-        .env("TIKV_PITR_LOG", "info")
+        .env("TIKV_PITR_LOG", level)
         .env("NO_COLOR", "1")
-        .stderr(Stdio::piped())
+        .stderr(Stdio::from(std::fs::File::create(log).unwrap()))
         .spawn()
         .unwrap()
 }
