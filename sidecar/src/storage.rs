@@ -1,11 +1,14 @@
 //! Opening the storage of an archive, and how its errors end a verb.
 
+use std::error::Error;
+
+use pitr_format::Class;
 use pitr_proto::backup::{StreamBackupTaskInfo, storage_backend::Backend};
 use pitr_storage::cloud::Secret;
 use pitr_storage::{CloudOptions, Location, SharedStorage, StorageError, StorageErrorKind};
 
 use crate::codes::Code;
-use crate::failure::Failure;
+use crate::failure::{Failure, code_of};
 
 /// Opens an archive that exists, for reading.
 pub fn open_existing(url: &str) -> Result<SharedStorage, Failure> {
@@ -76,6 +79,19 @@ pub fn code_of_storage(kind: StorageErrorKind) -> Code {
         StorageErrorKind::NoSpace => Code::StorageFull,
         StorageErrorKind::Transient => Code::StorageUnreachable,
     }
+}
+
+/// The code of an error that may come from a storage, however deep: a refused credential is no fault
+/// of ours because a flush met it.
+pub fn code_of_cause(error: &(dyn Error + 'static), class: Class) -> Code {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(storage) = error.downcast_ref::<StorageError>() {
+            return code_of_storage(storage.kind);
+        }
+        next = error.source();
+    }
+    code_of(class)
 }
 
 impl From<StorageError> for Failure {

@@ -26,7 +26,7 @@ use super::standing::Rate;
 use super::{Context, hold};
 use crate::admin::{HeldBy, TaskState};
 use crate::codes::Code;
-use crate::failure::{Exit, Failure, code_of};
+use crate::failure::{Exit, Failure};
 use crate::{archive, fitness, storage, time};
 
 /// How often it is looked whether a flush is due by size.
@@ -124,7 +124,7 @@ impl Session {
         let budget = env.budget.clone();
         let flusher = Flusher::open(archive.clone(), flusher_config(context), &env)
             .await
-            .map_err(|error| failed(code_of(error.class()), &error))?;
+            .map_err(|error| failed(storage::code_of_cause(&error, error.class()), &error))?;
         let sink = RegistrySink {
             tasks: context.cluster.tasks.clone(),
             task: task.name.clone(),
@@ -141,7 +141,7 @@ impl Session {
         };
         let publisher = Publisher::open(publisher_config, archive.clone(), Arc::new(sink), &env)
             .await
-            .map_err(|error| failed(code_of(error.class()), &error))?;
+            .map_err(|error| failed(storage::code_of_cause(&error, error.class()), &error))?;
         let observer = Observer::start(observer_config(context), env, ranges.clone())
             .map_err(|error| failed(Code::Internal, &error))?;
         let frontier = publisher.frontier();
@@ -263,7 +263,8 @@ impl Session {
         self.still_the_archive().await?;
         let flushed = self.flusher.flush(generation, now).await;
         let proof = flushed.map_err(|error| {
-            let failure = Failure::from_error(code_of(error.class()), &error);
+            let failure =
+                Failure::from_error(storage::code_of_cause(&error, error.class()), &error);
             match error {
                 // Storage failures of any kind may be mended outside: keep the generation.
                 pitr_observer::FlushError::Storage { .. }
@@ -328,7 +329,10 @@ impl Session {
             }
             Err(error) => {
                 self.publish_failed = Some(Instant::now() + PUBLISH_AGAIN);
-                self.show_failing(&Failure::from_error(code_of(error.class()), &error));
+                self.show_failing(&Failure::from_error(
+                    storage::code_of_cause(&error, error.class()),
+                    &error,
+                ));
             }
         }
     }

@@ -18,7 +18,7 @@ fn quoted(text: &str) -> String {
 
 fn with_line(line: &str) -> Result<Config, ConfigError> {
     let (table, line) = match line.split_once('.') {
-        Some((table, rest)) if table == "log-backup" => ("[log-backup]\n", rest),
+        Some(("log-backup", rest)) => ("[log-backup]\n", rest),
         _ => ("", line),
     };
     Config::parse(&format!("{SMALLEST}{table}{line}\n"))

@@ -53,12 +53,12 @@ fn serve(file: &str) -> Ran {
     }
 }
 
-#[test]
-fn every_key_out_of_its_range_ends_serve_and_config_check_alike_with_3() {
+/// Files of which each has one mistake, and the key that it is about.
+fn files_with_a_mistake() -> Vec<(String, &'static str)> {
     let pd = "pd-endpoints = [\"127.0.0.1:1\"]\n";
     let least = format!("{pd}store-id = 1\n");
     let log = format!("{least}[log-backup]\n");
-    let files = [
+    vec![
         (String::new(), "pd-endpoints"),
         (
             "pd-endpoints = []\nstore-id = 1\n".to_owned(),
@@ -117,8 +117,12 @@ fn every_key_out_of_its_range_ends_serve_and_config_check_alike_with_3() {
         (format!("{least}log-backup = 3\n"), "log-backup"),
         (format!("{least}[log_backup]\n"), "log_backup"),
         (format!("{least}= 3\n"), "="),
-    ];
-    for (text, key) in files {
+    ]
+}
+
+#[test]
+fn every_key_out_of_its_range_ends_serve_and_config_check_alike_with_3() {
+    for (text, key) in files_with_a_mistake() {
         let file = File::of(&text);
         let checked = tikv_pitr(&["config", "check", "--config", file.path(), "--json"]);
         assert_eq!(checked.code, 3, "{text}: {}", checked.stderr);

@@ -133,7 +133,7 @@ impl CloudLocation {
         }
         if !endpoint.is_empty() {
             uri.push_str("?endpoint=");
-            uri.push_str(&crate::redact::scrub(endpoint, &[]));
+            uri.push_str(&crate::redact::scrub(&without_user(endpoint), &[]));
         }
         uri
     }
@@ -175,5 +175,15 @@ impl CloudLocation {
             Backend::AzureBlobStorage(azure) => params::check_azure(azure),
             _ => Err("this is no cloud storage".to_owned()),
         }
+    }
+}
+
+/// An endpoint with a user is refused, and the refusal names it: without what stands before the host,
+/// which may hold any character.
+fn without_user(endpoint: &str) -> String {
+    match (endpoint.rsplit_once('@'), endpoint.split_once("://")) {
+        (Some((_, host)), Some((scheme, _))) => format!("{scheme}://{host}"),
+        (Some((_, host)), None) => host.to_owned(),
+        (None, _) => endpoint.to_owned(),
     }
 }
