@@ -1,7 +1,5 @@
 //! The committed corpus and mutations of it, on a stable compiler: what `make fuzz` does longer and
 //! guided by coverage. An input that once crashed a decoder lies in the corpus as `crash-…`.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::collections::BTreeSet;
