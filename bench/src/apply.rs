@@ -115,7 +115,7 @@ impl ImportHost for Host {
 
 /// The bench of one shape.
 pub fn bench(shape: Shape, megabytes: usize) -> Result<Bench> {
-    let corpus = Corpus::new(shape, megabytes);
+    let corpus = Corpus::new(shape, megabytes)?;
     let mut bench = Bench::new(format!("restore-apply-{shape}"), corpus.bytes);
     limits::copy(&mut bench, &corpus);
     limits::decompress(&mut bench, &corpus)?;

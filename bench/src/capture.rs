@@ -1,9 +1,9 @@
-//! `capture`: events of a source → shards → slices → seal → objects in memory; no network.
+//! `capture`: events of a source → shards → slices → seal → payloads of objects; no network.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use pitr_format::{EncodedRange, Ts};
+use pitr_format::{EncodedRange, RecordBatch, Ts};
 use pitr_observer::{
     Env, Flusher, FlusherConfig, Observer, ObserverConfig, ObserverHandle, SendError, SourceEvent,
 };
@@ -15,6 +15,7 @@ use crate::bench::Bench;
 use crate::clock::timed_async;
 use crate::limits::{self, Corpus};
 use crate::rows::{REGIONS, Shape, region};
+use crate::sink::Sink;
 use crate::{Error, Result, stages};
 
 /// Bytes of rows that the observer may hold: more than any bench sends.
@@ -83,6 +84,11 @@ impl Capture {
     }
 }
 
+/// Where the figures' slices go.
+pub fn nowhere() -> Result<SharedStorage> {
+    Ok(Arc::new(Sink(open_url("memory://")?)))
+}
+
 /// Hands an event over, waiting while the queue is full.
 pub async fn send(observer: &ObserverHandle, event: SourceEvent) -> Result<()> {
     match observer.try_send(event) {
@@ -94,9 +100,9 @@ pub async fn send(observer: &ObserverHandle, event: SourceEvent) -> Result<()> {
 
 /// The events of a corpus, then the resolved ts of every region.
 pub fn events_of(corpus: &Corpus) -> Vec<SourceEvent> {
-    let batch = |(sub, records): &(u64, Vec<_>)| SourceEvent::Batch {
+    let batch = |(sub, records): &(u64, _)| SourceEvent::Batch {
         sub: *sub,
-        records: records.clone(),
+        records: RecordBatch::clone(records),
     };
     let mut events: Vec<_> = corpus.events.iter().map(batch).collect();
     events.extend((1..=REGIONS).map(|sub| SourceEvent::Resolved { sub, ts: END }));
@@ -122,10 +128,10 @@ pub fn slice_limits(bench: &mut Bench, corpus: &Arc<Corpus>) -> Result<()> {
 
 /// The bench of one shape.
 pub fn bench(shape: Shape, megabytes: usize) -> Result<Bench> {
-    let corpus = Corpus::new(shape, megabytes);
+    let corpus = Corpus::new(shape, megabytes)?;
     let mut bench = Bench::new(format!("capture-{shape}"), corpus.bytes);
     slice_limits(&mut bench, &corpus)?;
-    stages::build_slices(&mut bench, &corpus);
+    stages::build_slices(&mut bench, &corpus)?;
     bench.whole(&[], path(corpus)?);
     Ok(bench)
 }
@@ -133,7 +139,7 @@ pub fn bench(shape: Shape, megabytes: usize) -> Result<Bench> {
 fn path(corpus: Arc<Corpus>) -> Result<impl FnMut() -> Result<Duration>> {
     let runtime = runtime()?;
     let limit = ObserverConfig::default().slice_limit;
-    let start = Capture::start(open_url("memory://")?, 1..=REGIONS, limit);
+    let start = Capture::start(nowhere()?, 1..=REGIONS, limit);
     let mut capture = runtime.block_on(start)?;
     Ok(move || {
         let events = events_of(&corpus);

@@ -7,15 +7,15 @@
 
 use std::time::Duration;
 
-use pitr_format::KvRecord;
+use pitr_format::RecordBatch;
 use pitr_observer::{ObserverConfig, SourceEvent};
 use pitr_storage::open_url;
 use tokio::runtime::Runtime;
 
-use crate::capture::{Capture, END, runtime, send};
+use crate::capture::{Capture, END, nowhere, runtime, send};
 use crate::clock::timed_async;
 use crate::restore::restore_once;
-use crate::rows::{REGIONS, Rows, Shape, framed_bytes};
+use crate::rows::{REGIONS, Rows, Shape};
 use crate::{Error, Result, archive};
 
 /// Events of one slice in the growth over regions.
@@ -66,7 +66,7 @@ fn regions(runtime: &Runtime, most: u64) -> Result<()> {
         let each = most / regions * SLICE_EVENTS;
         let mut best = Duration::MAX;
         for _ in 0..RUNS {
-            let events = batches(&rows, regions, each, SLICE_EVENTS / 4);
+            let events = batches(&rows, regions, each, SLICE_EVENTS / 4)?;
             best = best.min(runtime.block_on(captured(regions, slice_bytes, events))?);
         }
         series.print(regions, regions * each, best);
@@ -85,7 +85,7 @@ fn slices(runtime: &Runtime, most: u64, megabytes: usize) -> Result<()> {
         let each = events / regions;
         let mut best = Duration::MAX;
         for _ in 0..RUNS {
-            let events = batches(&rows, regions, each, 16);
+            let events = batches(&rows, regions, each, 16)?;
             let limit = ObserverConfig::default().slice_limit;
             best = best.min(runtime.block_on(captured(regions, limit, events))?);
         }
@@ -95,23 +95,23 @@ fn slices(runtime: &Runtime, most: u64, megabytes: usize) -> Result<()> {
 }
 
 /// Events of `size` rows, the regions in turn.
-fn batches(rows: &Rows, regions: u64, each: u64, size: u64) -> Vec<SourceEvent> {
+fn batches(rows: &Rows, regions: u64, each: u64, size: u64) -> Result<Vec<SourceEvent>> {
     let mut events = Vec::new();
     for first in (0..each).step_by(size as usize) {
         for sub in 1..=regions {
-            let mut records = Vec::with_capacity(size as usize);
+            let mut records = RecordBatch::default();
             for n in first..each.min(first + size) {
-                rows.row(sub, n).records(Shape::Short, &mut records);
+                rows.row(sub, n).records(Shape::Short, &mut records)?;
             }
             events.push(SourceEvent::Batch { sub, records });
         }
     }
-    events
+    Ok(events)
 }
 
 /// CPU time to send and flush `events` of `regions` regions.
 async fn captured(regions: u64, slice_limit: u64, events: Vec<SourceEvent>) -> Result<Duration> {
-    let mut capture = Capture::start(open_url("memory://")?, 1..=regions, slice_limit).await?;
+    let mut capture = Capture::start(nowhere()?, 1..=regions, slice_limit).await?;
     let (time, done) = timed_async(async {
         for event in events {
             send(capture.observer(), event).await?;
@@ -132,13 +132,12 @@ fn versions(runtime: &Runtime, megabytes: usize) -> Result<()> {
     for versions in [1, 10, 1000] {
         let mut events = Vec::new();
         for sub in 1..=REGIONS {
-            let mut records: Vec<KvRecord> = Vec::new();
+            let mut records = RecordBatch::default();
             for n in 0..each {
                 let number = (n / versions).wrapping_mul(0x9E37_79B1) as u32;
                 let row = rows.version(sub, number, n);
-                row.records(Shape::Short, &mut records);
+                row.records(Shape::Short, &mut records)?;
             }
-            debug_assert_eq!(framed_bytes(&records), each * 139);
             events.push(SourceEvent::Batch { sub, records });
             events.push(SourceEvent::Resolved { sub, ts: END });
         }

@@ -18,14 +18,13 @@ use pitr_proto::cdcpb::change_data_client::ChangeDataClient;
 use pitr_proto::cdcpb::change_data_request::{Register, Request as Kind};
 use pitr_proto::cdcpb::{ChangeDataRequest, Header};
 use pitr_proto::metapb;
-use pitr_storage::open_url;
 use tokio::runtime::Runtime;
 use tonic::Request;
 use tonic::metadata::MetadataValue;
 use tonic::transport::Endpoint;
 
 use crate::bench::Bench;
-use crate::capture::{Capture, END, runtime, send, slice_limits};
+use crate::capture::{Capture, END, nowhere, runtime, send, slice_limits};
 use crate::clock::timed_async;
 use crate::limits::Corpus;
 use crate::rows::{REGIONS, Shape, region};
@@ -75,7 +74,7 @@ impl Drop for Sender {
 
 /// The bench of one shape.
 pub fn bench(shape: Shape, megabytes: usize) -> Result<Bench> {
-    let corpus = Corpus::new(shape, megabytes);
+    let corpus = Corpus::new(shape, megabytes)?;
     let mut bench = Bench::new(format!("capture-grpc-{shape}"), corpus.bytes);
     slice_limits(&mut bench, &corpus)?;
     let (runtime, sender) = (runtime()?, Arc::new(Sender::start(shape, megabytes)?));
@@ -196,7 +195,7 @@ fn path(
     records: usize,
 ) -> Result<impl FnMut() -> Result<Duration>> {
     let limit = ObserverConfig::default().slice_limit;
-    let start = Capture::start(open_url("memory://")?, 1..=REGIONS, limit);
+    let start = Capture::start(nowhere()?, 1..=REGIONS, limit);
     let mut capture = runtime.block_on(start)?;
     Ok(move || {
         runtime.block_on(async {

@@ -7,7 +7,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use pitr_format::{Cf, KvRecord};
+use pitr_format::{Cf, RecordBatch, RecordRef};
 use rocksdb::{
     BlockBasedOptions, ChecksumType, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType,
     IngestExternalFileOptions, Options, SstFileWriter, WriteBatch, WriteOptions,
@@ -18,7 +18,7 @@ use zstd::zstd_safe::{CCtx, CParameter, DCtx, compress_bound, get_error_name};
 use crate::Result;
 use crate::bench::Bench;
 use crate::clock::timed;
-use crate::rows::{REGIONS, Rows, Shape, framed_bytes, rows_per_region};
+use crate::rows::{REGIONS, Rows, Shape, rows_per_region};
 
 /// Rows that one event carries.
 const EVENT_ROWS: u64 = 64;
@@ -30,7 +30,7 @@ const BATCH_BYTES: usize = 4 << 20;
 /// The records of a bench.
 pub struct Corpus {
     /// Region and records of each event, in the order of arrival.
-    pub events: Vec<(u64, Vec<KvRecord>)>,
+    pub events: Vec<(u64, RecordBatch)>,
     /// Plaintext of each (region, column family), as the log holds it.
     pub slices: Vec<(Cf, Vec<u8>)>,
     /// Bytes of all slices.
@@ -39,14 +39,14 @@ pub struct Corpus {
 
 impl Corpus {
     /// About `megabytes` of rows over [`REGIONS`] regions, whose events take turns.
-    pub fn new(shape: Shape, megabytes: usize) -> Arc<Self> {
+    pub fn new(shape: Shape, megabytes: usize) -> Result<Arc<Self>> {
         let (rows, per_region) = (Rows::new(shape), rows_per_region(shape, megabytes));
         let mut events = Vec::new();
         for first in (0..per_region).step_by(EVENT_ROWS as usize) {
             for region in 1..=REGIONS {
-                let mut records = Vec::new();
+                let mut records = RecordBatch::default();
                 for n in first..per_region.min(first + EVENT_ROWS) {
-                    rows.row(region, n).records(shape, &mut records);
+                    rows.row(region, n).records(shape, &mut records)?;
                 }
                 events.push((region, records));
             }
@@ -60,22 +60,25 @@ impl Corpus {
             }
         }
         slices.retain(|(_, plain)| !plain.is_empty());
-        let bytes = framed_bytes(events.iter().flat_map(|(_, records)| records));
-        Arc::new(Corpus {
+        let bytes = events
+            .iter()
+            .map(|(_, records)| records.plain_len() as u64)
+            .sum();
+        Ok(Arc::new(Corpus {
             events,
             slices,
             bytes,
-        })
+        }))
     }
 
     /// Every record, in the order of arrival.
-    pub fn records(&self) -> impl Iterator<Item = &KvRecord> {
+    pub fn records(&self) -> impl Iterator<Item = RecordRef<'_>> {
         self.events.iter().flat_map(|(_, records)| records)
     }
 }
 
-fn frame(record: &KvRecord, out: &mut Vec<u8>) {
-    for part in [&record.key, &record.value] {
+fn frame(record: RecordRef<'_>, out: &mut Vec<u8>) {
+    for part in [record.key, record.value] {
         out.extend_from_slice(&(part.len() as u32).to_le_bytes());
         out.extend_from_slice(part);
     }
@@ -108,8 +111,8 @@ pub fn crc64(bench: &mut Bench, corpus: &Arc<Corpus>) {
         let (time, sum) = timed(|| {
             corpus.records().fold(0, |sum, record| {
                 let mut digest = crc64fast::Digest::new();
-                digest.write(&record.key);
-                digest.write(&record.value);
+                digest.write(record.key);
+                digest.write(record.value);
                 sum ^ digest.sum64()
             })
         });
@@ -192,7 +195,7 @@ type Pair = (Vec<u8>, Vec<u8>);
 fn data_pairs(corpus: &Corpus) -> [Vec<Pair>; 2] {
     let mut pairs = [Vec::new(), Vec::new()];
     for record in corpus.records() {
-        let key = pitr_format::key::data_key(&record.key);
+        let key = pitr_format::key::data_key(record.key);
         pairs[record.cf as usize].push((key, record.value.to_vec()));
     }
     pairs

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use pitr_format::{EncodedRange, Ts};
+use pitr_format::{EncodedRange, RecordBatch, Ts};
 use pitr_observer::{Env, ShardCore, SourceEvent, TaskRanges};
 use prometheus::Registry;
 
@@ -36,10 +36,10 @@ pub fn run(regions: usize) -> Result<()> {
     let mut pauses = Vec::new();
     for seal in 0..SEALS as u64 {
         for sub in 1..=regions {
-            let mut records = Vec::new();
+            let mut records = RecordBatch::default();
             for n in 0..ROWS {
                 rows.row(sub, seal * ROWS + n)
-                    .records(Shape::Short, &mut records);
+                    .records(Shape::Short, &mut records)?;
             }
             core.apply(SourceEvent::Batch { sub, records });
         }

@@ -21,7 +21,7 @@ const SLICE_LIMIT: u64 = 256 << 20;
 
 /// The bench of one shape.
 pub fn bench(shape: Shape, megabytes: usize) -> Result<Bench> {
-    let corpus = Corpus::new(shape, megabytes);
+    let corpus = Corpus::new(shape, megabytes)?;
     let mut bench = Bench::new(format!("restore-sst-{shape}"), corpus.bytes);
     limits::copy(&mut bench, &corpus);
     limits::decompress(&mut bench, &corpus)?;

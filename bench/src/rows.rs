@@ -11,8 +11,10 @@ use bytes::Bytes;
 use clap::ValueEnum;
 use pitr_format::key::append_encoded;
 use pitr_format::write_cf::WriteRecord;
-use pitr_format::{Cf, EncodedKey, EncodedRange, KvRecord, OpKind, Ts};
+use pitr_format::{Cf, EncodedKey, EncodedRange, OpKind, RecordBatch, Ts};
 use pitr_observer::RegionMeta;
+
+use crate::Result;
 
 /// Regions of a path bench.
 pub const REGIONS: u64 = 32;
@@ -80,23 +82,21 @@ pub struct Row {
 
 impl Row {
     /// The records that the log holds of it: the value first, if it is one of its own.
-    pub fn records(&self, shape: Shape, out: &mut Vec<KvRecord>) {
+    pub fn records(&self, shape: Shape, out: &mut RecordBatch) -> Result<()> {
         let key = EncodedKey::encode(&self.key);
-        let record = |cf, ts, value| KvRecord {
-            cf,
-            op: OpKind::Put,
-            key: key.at(ts).into_bytes(),
-            value,
+        let mut push = |cf, ts, value: &[u8]| {
+            let key = key.at(ts).into_bytes();
+            out.push(cf, OpKind::Put, &key, value)
         };
         let short = match shape {
             Shape::Short => Some(self.value.clone()),
             Shape::Long => {
-                out.push(record(Cf::Default, self.start_ts, self.value.clone()));
+                push(Cf::Default, self.start_ts, &self.value)?;
                 None
             }
         };
         let write = WriteRecord::put(self.start_ts, short).to_bytes();
-        out.push(record(Cf::Write, self.commit_ts, write));
+        Ok(push(Cf::Write, self.commit_ts, &write)?)
     }
 }
 
@@ -248,12 +248,6 @@ pub fn rows_per_region(shape: Shape, megabytes: usize) -> u64 {
     (megabytes as u64 * 1_000_000 / shape.row_bytes() as u64 / REGIONS).max(1)
 }
 
-/// Bytes of records in the log.
-pub fn framed_bytes<'a>(records: impl IntoIterator<Item = &'a KvRecord>) -> u64 {
-    let sizes = records.into_iter().map(|r| r.key.len() + r.value.len() + 8);
-    sizes.map(|size| size as u64).sum()
-}
-
 /// SplitMix64 (Steele, Lea, Flood 2014): small, and the same everywhere.
 struct Random(u64);
 
@@ -280,13 +274,13 @@ mod tests {
 
     fn plain(shape: Shape) -> Vec<u8> {
         let rows = Rows::new(shape);
-        let mut records = Vec::new();
+        let mut records = RecordBatch::default();
         for n in 0..2_000 {
-            rows.row(3, n).records(shape, &mut records);
+            rows.row(3, n).records(shape, &mut records).unwrap();
         }
         let mut slices = [Vec::new(), Vec::new()];
         for r in &records {
-            append_record(&mut slices[r.cf as usize], &r.key, &r.value).unwrap();
+            append_record(&mut slices[r.cf as usize], r.key, r.value).unwrap();
         }
         slices.concat()
     }

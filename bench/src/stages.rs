@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use pitr_budget::MemoryBudget;
 use pitr_format::OpKind;
+use pitr_format::frame::{FrameEncoder, Scratch};
 use pitr_format::record::RecordIter;
-use pitr_format::slice::{SealedSlice, SliceBuilder, SliceId, verify_slice};
+use pitr_format::slice::{EncodedSlice, SliceBuilder, SliceId, verify_slice};
 use pitr_restore_worker::Env;
 use pitr_restore_worker::merge::{SortOptions, Sorter, Tag};
 use pitr_restore_worker::sst::SstWriter;
@@ -21,7 +22,11 @@ use crate::rows::REGIONS;
 const SLICE_LIMIT: u64 = 1 << 30;
 
 /// Appends every record to the builder of its slice and seals all.
-fn build(corpus: &Corpus) -> Result<Vec<SealedSlice>> {
+fn build(
+    corpus: &Corpus,
+    encoder: &mut FrameEncoder,
+    scratch: &mut Scratch,
+) -> Result<Vec<EncodedSlice>> {
     let mut open: Vec<Option<SliceBuilder>> = Vec::new();
     open.resize_with(2 * (REGIONS as usize + 1), || None);
     for (region, records) in &corpus.events {
@@ -39,30 +44,37 @@ fn build(corpus: &Corpus) -> Result<Vec<SealedSlice>> {
             slice.append(record)?;
         }
     }
-    let sealed = open.into_iter().flatten().map(|slice| Ok(slice.seal()?));
-    sealed.collect()
+    let mut encoded = Vec::new();
+    for slice in open.into_iter().flatten() {
+        encoded.push(slice.encode(encoder, Some(scratch))?);
+    }
+    Ok(encoded)
 }
 
 /// Records to sealed slices, without the threads around it.
-pub fn build_slices(bench: &mut Bench, corpus: &Arc<Corpus>) {
+pub fn build_slices(bench: &mut Bench, corpus: &Arc<Corpus>) -> Result<()> {
     let corpus = Arc::clone(corpus);
+    let (mut encoder, mut scratch) = (FrameEncoder::new()?, Scratch::new());
     bench.stage(
         "slices",
         &["copy", "crc64", "sha256", "zstd-1"],
         move || {
-            let (time, done) = timed(|| build(&corpus));
+            let (time, done) = timed(|| build(&corpus, &mut encoder, &mut scratch));
             done.map(|_| time)
         },
     );
+    Ok(())
 }
 
 /// Stored slices to proven plaintext.
 pub fn verify_slices(bench: &mut Bench, corpus: &Arc<Corpus>) -> Result<()> {
-    let sealed = build(corpus)?;
+    let built = build(corpus, &mut FrameEncoder::new()?, &mut Scratch::new())?;
+    let stored = |slice: EncodedSlice| (slice.info, slice.pieces.concat());
+    let sealed: Vec<_> = built.into_iter().map(stored).collect();
     bench.stage("verify", &["crc64", "sha256", "unzstd"], move || {
         let (time, done) = timed(|| -> Result<()> {
-            for slice in &sealed {
-                std::hint::black_box(verify_slice(&slice.info, &slice.stored, SLICE_LIMIT)?);
+            for (info, stored) in &sealed {
+                std::hint::black_box(verify_slice(info, stored, SLICE_LIMIT)?);
             }
             Ok(())
         });
@@ -112,16 +124,16 @@ pub fn sort(bench: &mut Bench, corpus: &Arc<Corpus>) -> Result<()> {
 pub fn write_ssts(bench: &mut Bench, corpus: &Arc<Corpus>) -> Result<()> {
     let (corpus, dir) = (Arc::clone(corpus), tempfile::tempdir()?);
     let (factory, env) = (RocksSstFactory::default(), Env::default());
-    let mut records: Vec<_> = corpus.records().cloned().collect();
-    records.sort_by(|a, b| (a.cf, &a.key).cmp(&(b.cf, &b.key)));
     bench.stage("sst", &["sst-lz4"], move || {
+        let mut records: Vec<_> = corpus.records().collect();
+        records.sort_by(|a, b| (a.cf, a.key).cmp(&(b.cf, b.key)));
         let (time, done) = timed(|| -> Result<Vec<_>> {
             let mut files = Vec::new();
             for of_cf in records.chunk_by(|a, b| a.cf == b.cf) {
                 let (random, cf) = (env.random.as_ref(), of_cf[0].cf);
                 let mut writer = SstWriter::create(&factory, random, dir.path(), cf)?;
                 for record in of_cf {
-                    writer.put(&record.key, &record.value)?;
+                    writer.put(record.key, record.value)?;
                 }
                 files.push(writer.finish()?);
             }

@@ -7,12 +7,15 @@
 
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
-use zstd::zstd_safe::{CCtx, CParameter, InBuffer, OutBuffer, ResetDirective};
+use zstd::zstd_safe::{CCtx, CParameter, InBuffer, OutBuffer, ResetDirective, compress_bound};
 
 use crate::compress::{CompressError, LEVEL, zstd_error};
 
-/// Size of the output buffer, and so of all pieces of a frame but the last.
+/// Size of the output buffer, and so of all pieces of a frame but the last, if it was written in
+/// parts.
 pub const FRAME_PIECE: usize = 128 << 10;
+/// Longest plaintext that is compressed at once.
+pub const AT_ONCE: usize = (1 << 20) + (64 << 10);
 
 /// A frame that was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +24,32 @@ pub struct Frame {
     pub sha256: [u8; 32],
     /// The frame's bytes, in order.
     pub pieces: Vec<Bytes>,
+}
+
+/// Buffers for plaintext that is compressed at once: then libzstd neither copies it nor looks for
+/// matches across the ends of a ring buffer, which takes a tenth of its time. Good for any number of frames.
+pub struct Scratch {
+    plain: Vec<u8>,
+    out: Vec<u8>,
+}
+
+impl Scratch {
+    /// What one holds, in bytes.
+    pub const MEMORY: usize = 2 * AT_ONCE + AT_ONCE / 128;
+
+    /// Empty buffers.
+    pub fn new() -> Self {
+        Scratch {
+            plain: Vec::with_capacity(AT_ONCE),
+            out: Vec::with_capacity(compress_bound(AT_ONCE)),
+        }
+    }
+}
+
+impl Default for Scratch {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 /// Writes one frame after the other, each without content size and checksum, as TiKV writes it.
@@ -78,6 +107,26 @@ impl FrameEncoder {
             self.step(|context, out| context.compress_stream(out, &mut input))?;
         }
         Ok(())
+    }
+
+    /// One frame of at most [`AT_ONCE`] bytes in `chunks`, which are freed one by one.
+    pub fn frame_at_once(
+        &mut self,
+        scratch: &mut Scratch,
+        chunks: impl Iterator<Item = Vec<u8>>,
+    ) -> Result<Frame, CompressError> {
+        let Scratch { plain, out } = scratch;
+        plain.clear();
+        chunks.for_each(|chunk| plain.extend_from_slice(&chunk));
+        out.clear();
+        out.reserve(compress_bound(plain.len()));
+        let reset = self.context.reset(ResetDirective::SessionOnly);
+        reset.map_err(zstd_error)?;
+        self.context.compress2(out, plain).map_err(zstd_error)?;
+        Ok(Frame {
+            sha256: Sha256::digest(&plain).into(),
+            pieces: vec![Bytes::copy_from_slice(out)],
+        })
     }
 
     /// Bytes of the pieces so far.
@@ -155,6 +204,28 @@ mod tests {
                 assert!(!last.is_empty());
                 let stored = frame.pieces.concat();
                 assert_eq!(decompress(&stored, plain.len() as u64).unwrap(), plain);
+            }
+        }
+    }
+
+    #[test]
+    fn a_frame_written_at_once_is_the_same_as_of_libzstd_alone_and_holds_no_more_than_is_said() {
+        let mut encoder = FrameEncoder::new().unwrap();
+        let mut scratch = Scratch::new();
+        let (noise, text) = (noise(AT_ONCE), vec![b'x'; AT_ONCE]);
+        for len in [0, 1, 70_000, AT_ONCE] {
+            for plain in [&noise[..len], &text[..len]] {
+                // What was begun before is forgotten.
+                encoder.begin(Some(7)).unwrap();
+                encoder.write(b"left").unwrap();
+                let chunks = plain.chunks(64 << 10).map(<[u8]>::to_vec);
+                let frame = encoder.frame_at_once(&mut scratch, chunks).unwrap();
+                assert_eq!(frame.sha256[..], Sha256::digest(plain)[..]);
+                assert_eq!(frame.pieces.concat(), compress(plain).unwrap());
+                let holds = scratch.plain.capacity() + scratch.out.capacity();
+                assert!(holds <= Scratch::MEMORY, "{holds}");
+                let holds = encoder.context.sizeof() + encoder.out.capacity();
+                assert!(holds <= FrameEncoder::MEMORY, "{holds}");
             }
         }
     }

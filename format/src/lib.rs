@@ -4,6 +4,7 @@
 //! cap what they allocate, because their input comes from object storage and from the network.
 
 pub mod backup_meta;
+pub mod batch;
 pub mod checkpoint_ts;
 pub mod class;
 pub mod compress;
@@ -24,6 +25,7 @@ pub mod ts;
 mod varint;
 pub mod write_cf;
 
+pub use batch::{RecordBatch, RecordRef};
 pub use class::Class;
 pub use key::{EncodedKey, KeyError, VersionedKey};
 pub use kv::{Cf, KvRecord, OpKind};

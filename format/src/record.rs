@@ -55,18 +55,12 @@ pub fn append_record(stream: &mut Vec<u8>, key: &[u8], value: &[u8]) -> Result<(
         });
     }
     stream.reserve(record);
-    put_record(key, value, |part| stream.extend_from_slice(part));
-    Ok(())
-}
-
-/// Hands the four parts of a record to `put`, in order. The caller made sure that it fits.
-#[inline]
-pub(crate) fn put_record(key: &[u8], value: &[u8], mut put: impl FnMut(&[u8])) {
     // Both casts are exact: a record is shorter than the 32-bit limit of the stream.
-    put(&(key.len() as u32).to_le_bytes());
-    put(key);
-    put(&(value.len() as u32).to_le_bytes());
-    put(value);
+    for part in [key, value] {
+        stream.extend_from_slice(&(part.len() as u32).to_le_bytes());
+        stream.extend_from_slice(part);
+    }
+    Ok(())
 }
 
 /// Iterates over `(key, value)` of a record stream; ends after the first error.

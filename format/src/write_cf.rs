@@ -283,6 +283,7 @@ fn append_source(txn_source: u64, out: &mut Vec<u8>) {
 }
 
 /// Only the start ts of a record: what the slice statistics need, without an allocation.
+#[inline]
 pub fn start_ts_of(value: &[u8]) -> Result<Ts, WriteError> {
     parse_head(value).map(|(_, start_ts, _)| start_ts)
 }

@@ -23,7 +23,7 @@
 //!
 //! ```
 //! # use std::{error::Error, sync::Arc};
-//! # use pitr_format::{Cf, Class, EncodedKey, EncodedRange, KvRecord, OpKind, Ts, write_cf::WriteRecord};
+//! # use pitr_format::{Cf, Class, EncodedKey, EncodedRange, KvRecord, OpKind, RecordBatch, Ts, write_cf::WriteRecord};
 //! # use pitr_observer::*;
 //! # struct Pd;
 //! # #[async_trait::async_trait]
@@ -57,7 +57,7 @@
 //!     key: EncodedKey::encode(b"key").at(Ts::new(120)).into_bytes(),
 //!     value: WriteRecord::put(Ts::new(110), Some("value".into())).to_bytes(),
 //! };
-//! observer.send(SourceEvent::Batch { sub: 1, records: vec![committed] }).await?;
+//! observer.send(SourceEvent::Batch { sub: 1, records: RecordBatch::of([&committed])? }).await?;
 //! observer.send(SourceEvent::Resolved { sub: 1, ts: Ts::new(150) }).await?;
 //!
 //! let mut generation = observer.seal().await?;

@@ -14,17 +14,16 @@ use crossbeam_channel::{Sender, TrySendError, bounded};
 use parking_lot::Mutex as SyncMutex;
 use pitr_budget::Reservation;
 use pitr_env::unblock;
-use pitr_format::frame::FrameEncoder;
 use pitr_format::{Class, EncodedRange};
-use tokio::sync::{Mutex, oneshot};
+use tokio::sync::{Mutex, Notify, oneshot};
 
-use crate::encode::{Closed, Contexts, Encoders};
+use crate::encode::{Closed, Encoders};
 use crate::env::Env;
 use crate::flush::generation::{Generation, SealError, SealedShard};
 use crate::pressure::Pressure;
 use crate::router::{TaskRanges, shard_of};
 use crate::shard::{ShardCore, ShardSeal};
-use crate::shard_worker::{Gauges, ShardMessage, ShardWorker};
+use crate::shard_worker::{Gauges, Inbox, ShardMessage, ShardWorker};
 use crate::source::{SourceEvent, SubId};
 
 /// Sizes of an observer.
@@ -36,12 +35,9 @@ pub struct ObserverConfig {
     pub queue_events: usize,
     /// Plaintext bytes at which a slice is closed and a new one begins (`file-size-limit`).
     pub slice_limit: u64,
-    /// Workers that compress slices; at least 1. Each holds a zstd context of about 1.5 MB while
-    /// there is work.
+    /// Workers that compress slices; at least 1. Each holds a zstd context and buffers of 3.7 MB
+    /// together while there is work.
     pub encoders: usize,
-    /// Large slices that are compressed while they grow, at most; each holds such a context, all
-    /// together at most an eighth of the budget.
-    pub streams: usize,
 }
 
 impl Default for ObserverConfig {
@@ -51,7 +47,6 @@ impl Default for ObserverConfig {
             queue_events: 1024,
             slice_limit: 256 << 20,
             encoders: 2,
-            streams: 8,
         }
     }
 }
@@ -85,13 +80,41 @@ pub struct StartError(#[from] std::io::Error);
 
 struct Inner {
     env: Env,
-    queues: Vec<Sender<ShardMessage>>,
+    queues: Vec<Queue>,
     encoders: Encoders,
     gauges: Arc<Gauges>,
     /// Running subscriptions, for the question which one to give back.
     subs: SyncMutex<BTreeSet<SubId>>,
     /// Id of the last generation. Held until every shard has sealed.
     last_generation: Mutex<u64>,
+}
+
+/// The shard is gone.
+struct QueueClosed;
+
+/// The way to one shard.
+struct Queue {
+    messages: Sender<ShardMessage>,
+    /// Wakes when half of the places are free.
+    places: Arc<Notify>,
+}
+
+impl Queue {
+    /// Hands a message over and waits for a place.
+    async fn send(&self, message: ShardMessage) -> Result<(), QueueClosed> {
+        let mut message = message;
+        loop {
+            let places = self.places.notified();
+            tokio::pin!(places);
+            places.as_mut().enable();
+            match self.messages.try_send(message) {
+                Ok(()) => return Ok(()),
+                Err(TrySendError::Full(back)) => message = back,
+                Err(TrySendError::Disconnected(_)) => return Err(QueueClosed),
+            }
+            places.await;
+        }
+    }
 }
 
 /// Starts observers.
@@ -113,27 +136,22 @@ impl Observer {
         }
         let temp_bytes = metrics.temp_bytes.clone();
         let (budget, spill) = (Arc::clone(&env.budget), env.spill.clone());
-        // An eighth of the memory for streams: a small budget is better spent on rows.
-        let affordable = budget.limit() / 8 / FrameEncoder::MEMORY as u64;
-        let streams = config.streams.min(affordable as usize);
-        let contexts = Contexts::new(Arc::clone(&budget), config.encoders, streams);
-        let contexts = Arc::new(contexts);
         let encoders = Encoders::start(
             config.encoders,
             env.spawner.as_ref(),
             Arc::new(Pressure::new(budget, spill, temp_bytes)),
-            Arc::clone(&contexts),
         )?;
         let gauges = Arc::new(Gauges::default());
         let mut queues = Vec::new();
         for index in 0..config.shards.max(1) {
-            let (queue, inbox) = bounded(config.queue_events.max(1));
-            let (ranges, contexts) = (Arc::clone(&ranges), Arc::clone(&contexts));
-            let core = ShardCore::with_contexts(ranges, config.slice_limit, env.clone(), contexts);
+            let (messages, inbox) = bounded(config.queue_events.max(1));
+            let core = ShardCore::new(Arc::clone(&ranges), config.slice_limit, env.clone());
+            let places = Arc::new(Notify::new());
+            let inbox = Inbox::new(inbox, Arc::clone(&places));
             let worker = ShardWorker::new(core, inbox, encoders.clone(), Arc::clone(&gauges));
             env.spawner
                 .worker(format!("backup-stream-{index}"), Box::new(worker))?;
-            queues.push(queue);
+            queues.push(Queue { messages, places });
         }
         Ok(ObserverHandle(Arc::new(Inner {
             env,
@@ -156,7 +174,10 @@ impl ObserverHandle {
     pub fn try_send(&self, event: SourceEvent) -> Result<(), SendError> {
         match self.0.env.budget.try_reserve(event.queued_bytes()) {
             Some(mut reservation) => self.try_send_held(event, &mut reservation),
-            None => Err(self.refuse(event)),
+            None => {
+                self.refuse();
+                Err(SendError::Full(event))
+            }
         }
     }
 
@@ -170,21 +191,14 @@ impl ObserverHandle {
         let needed = event.queued_bytes();
         let missing = needed.saturating_sub(held.bytes());
         if missing > 0 && !held.try_grow(missing) {
-            return Err(self.refuse(event));
+            self.refuse();
+            return Err(SendError::Full(event));
         }
-        let (sub, change) = match &event {
-            SourceEvent::Started { sub, .. } => (*sub, Some(true)),
-            SourceEvent::Ended { sub } => (*sub, Some(false)),
-            other => (other.sub(), None),
-        };
-        let queue = &self.0.queues[shard_of(sub, self.0.queues.len())];
-        match queue.try_send(ShardMessage::Event(event, held.split(needed))) {
+        let (sub, change) = Self::change(&event);
+        let message = ShardMessage::Event(event, held.split(needed));
+        match self.queue_of(sub).messages.try_send(message) {
             Ok(()) => {
-                match change {
-                    Some(true) => drop(self.0.subs.lock().insert(sub)),
-                    Some(false) => drop(self.0.subs.lock().remove(&sub)),
-                    None => {}
-                }
+                self.note(sub, change);
                 Ok(())
             }
             Err(TrySendError::Full(ShardMessage::Event(event, back))) => {
@@ -196,35 +210,60 @@ impl ObserverHandle {
         }
     }
 
+    fn queue_of(&self, sub: SubId) -> &Queue {
+        &self.0.queues[shard_of(sub, self.0.queues.len())]
+    }
+
+    /// The subscription of an event, and whether it begins or ends with it.
+    fn change(event: &SourceEvent) -> (SubId, Option<bool>) {
+        match event {
+            SourceEvent::Started { sub, .. } => (*sub, Some(true)),
+            SourceEvent::Ended { sub } => (*sub, Some(false)),
+            other => (other.sub(), None),
+        }
+    }
+
+    fn note(&self, sub: SubId, change: Option<bool>) {
+        match change {
+            Some(true) => drop(self.0.subs.lock().insert(sub)),
+            Some(false) => drop(self.0.subs.lock().remove(&sub)),
+            None => {}
+        }
+    }
+
     /// Memory is full: lets shards and encoders make room, once until they did.
-    fn refuse(&self, event: SourceEvent) -> SendError {
+    fn refuse(&self) {
         let inner = &self.0;
         inner.env.metrics.refused_events.inc();
         inner.gauges.refused.store(true, Ordering::Release);
         if !inner.gauges.relief_asked.swap(true, Ordering::AcqRel) {
             for queue in &inner.queues {
                 // A full queue relieves by itself, event by event.
-                let _ = queue.try_send(ShardMessage::Relieve);
+                let _ = queue.messages.try_send(ShardMessage::Relieve);
             }
             inner.encoders.relieve();
         }
-        SendError::Full(event)
     }
 
     /// Hands over an event and waits for room. While flushes fail this may wait for long: a reader
     /// that must not stand still uses [`ObserverHandle::try_send`].
     pub async fn send(&self, event: SourceEvent) -> Result<(), SendError> {
-        let mut event = event;
-        loop {
-            let room = self.0.env.budget.room().notified();
+        let (budget, needed) = (&self.0.env.budget, event.queued_bytes());
+        let held = loop {
+            let room = budget.room().notified();
             tokio::pin!(room);
             room.as_mut().enable();
-            match self.try_send(event) {
-                Err(SendError::Full(back)) => event = back,
-                done => return done,
+            match budget.try_reserve(needed) {
+                Some(held) => break held,
+                None => self.refuse(),
             }
             room.await;
-        }
+        };
+        let (sub, change) = Self::change(&event);
+        let sent = self.queue_of(sub).send(ShardMessage::Event(event, held));
+        sent.await.map_err(|QueueClosed| SendError::Closed)?;
+        self.note(sub, change);
+        Ok(())
     }
 
     /// The subscription to give back first when nothing can be sent: the newest, by number, which
@@ -245,7 +284,8 @@ impl ObserverHandle {
         let mut answers = Vec::with_capacity(inner.queues.len());
         for queue in &inner.queues {
             let (reply, answer) = oneshot::channel();
-            self.ask_for_seal(queue, reply).await?;
+            let asked = queue.send(ShardMessage::Seal(reply));
+            asked.await.map_err(|QueueClosed| SealError::Stopped)?;
             answers.push(answer);
         }
         let mut seals = Vec::with_capacity(answers.len());
@@ -269,9 +309,9 @@ impl ObserverHandle {
                 results.push(encoders.submit(slice).await);
             }
             let mut reservation = seal.reservation;
-            for (draft, bytes) in seal.slots.into_drafts() {
+            for (slice, bytes) in seal.slots.into_slices() {
                 let held = reservation.as_mut().map(|held| held.split(bytes));
-                results.push(encoders.submit(Closed { draft, held }).await);
+                results.push(encoders.submit(Closed { slice, held }).await);
             }
             under_way.push((results, seal.claims, seal.faults));
         }
@@ -291,25 +331,6 @@ impl ObserverHandle {
         unblock(self.0.env.spawner.as_ref(), assemble)
             .await
             .map_err(|_| SealError::Stopped)
-    }
-
-    async fn ask_for_seal(
-        &self,
-        queue: &Sender<ShardMessage>,
-        reply: oneshot::Sender<ShardSeal>,
-    ) -> Result<(), SealError> {
-        let mut message = ShardMessage::Seal(reply);
-        loop {
-            let room = self.0.env.budget.room().notified();
-            tokio::pin!(room);
-            room.as_mut().enable();
-            match queue.try_send(message) {
-                Ok(()) => return Ok(()),
-                Err(TrySendError::Full(back)) => message = back,
-                Err(TrySendError::Disconnected(_)) => return Err(SealError::Stopped),
-            }
-            room.await;
-        }
     }
 
     /// Plaintext of the rows that were taken since the last seal.

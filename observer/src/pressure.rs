@@ -50,6 +50,11 @@ impl Pressure {
         }
     }
 
+    /// What is watched.
+    pub fn budget(&self) -> &Arc<MemoryBudget> {
+        &self.budget
+    }
+
     /// Whether memory is short: 5/8 of the budget are used.
     pub fn is_high(&self) -> bool {
         self.budget.used() > self.budget.limit() / 8 * 5

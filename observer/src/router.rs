@@ -33,7 +33,7 @@ impl TaskRanges {
 
     /// Whether `key` (encoded, with or without ts) lies inside.
     pub fn contains(&self, key: &[u8]) -> bool {
-        let behind = self.0.partition_point(|range| &range.start[..] <= key);
+        let behind = self.0.partition_point(|range| range.begins_by(key));
         behind > 0 && self.0[behind - 1].contains(key)
     }
 

@@ -10,15 +10,15 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use pitr_budget::Reservation;
-use pitr_format::KvRecord;
+use pitr_format::RecordBatch;
 use pitr_format::slice::SliceBuildError;
 use prometheus::Histogram;
 use tokio::sync::oneshot;
 
-use crate::encode::{Closed, Contexts, EncodeResult};
+use crate::encode::{Closed, EncodeResult};
 use crate::env::Env;
 use crate::router::TaskRanges;
-use crate::slices::{OpenSlices, SealedSlots};
+use crate::slices::{CLOSE_AT, CLOSE_SHORT_AT, OpenSlices, SealedSlots};
 use crate::source::{SourceEvent, SubId};
 use crate::tracker::{Tracker, TrackerSeal};
 
@@ -54,34 +54,21 @@ pub struct ShardCore {
     ranges: Arc<TaskRanges>,
     tracker: Tracker,
     slices: OpenSlices,
-    contexts: Arc<Contexts>,
     faults: Vec<Fault>,
     append_seconds: Histogram,
     env: Env,
 }
 
 impl ShardCore {
-    /// An empty shard that closes large slices instead of compressing them while they grow.
-    /// `slice_limit`: plaintext bytes at which a slice is closed.
+    /// An empty shard. `slice_limit`: plaintext bytes at which a slice is closed, if that is less
+    /// than [`crate::slices::CLOSE_AT`].
     pub fn new(ranges: Arc<TaskRanges>, slice_limit: u64, env: Env) -> Self {
-        let contexts = Contexts::new(Arc::clone(&env.budget), 0, 0);
-        Self::with_contexts(ranges, slice_limit, env, Arc::new(contexts))
-    }
-
-    /// An empty shard that takes contexts for large slices from `contexts`.
-    pub(crate) fn with_contexts(
-        ranges: Arc<TaskRanges>,
-        slice_limit: u64,
-        env: Env,
-        contexts: Arc<Contexts>,
-    ) -> Self {
         let stages = &env.metrics.event_handle_duration;
         ShardCore {
             append_seconds: stages.with_label_values(&["save_to_temp_file"]),
             ranges,
             tracker: Tracker::default(),
             slices: OpenSlices::new(slice_limit),
-            contexts,
             faults: Vec::new(),
             env,
         }
@@ -112,7 +99,7 @@ impl ShardCore {
     /// Appends the rows inside the task's ranges. Rows of an unknown or ended subscription are
     /// dropped: nobody claims them, the next subscription of their region scans them again, and
     /// their region is not known.
-    fn append(&mut self, sub: SubId, records: &[KvRecord]) {
+    fn append(&mut self, sub: SubId, records: &RecordBatch) {
         let metrics = &self.env.metrics;
         metrics.handle_kv_batch.observe(records.len() as f64);
         let Some((region_id, resolved)) = self.tracker.region_and_resolved(sub) else {
@@ -120,14 +107,14 @@ impl ShardCore {
             return;
         };
         let began = self.env.clock.now();
+        let short = self.env.budget.used() > self.env.budget.limit() / 2;
+        let close_at = if short { CLOSE_SHORT_AT } else { CLOSE_AT };
         for record in records {
-            if !self.ranges.contains(&record.key) {
+            if !self.ranges.contains(record.key) {
                 self.env.metrics.skip_kv_count.inc();
                 continue;
             }
-            let appended = self
-                .slices
-                .append(region_id, resolved, record, &self.contexts);
+            let appended = self.slices.append(region_id, resolved, record, close_at);
             if let Err(error) = appended {
                 self.fault(sub, region_id, &error);
                 // The rest of the batch is kept: rows do no harm, and the claim stands still.

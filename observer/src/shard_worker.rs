@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crossbeam_channel::{Receiver, TryRecvError};
 use pitr_budget::Reservation;
 use pitr_env::{Step, Worker};
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 use crate::encode::{Closed, EncodeResult, Encoders};
 use crate::env::Env;
@@ -40,10 +40,42 @@ pub(crate) struct Gauges {
     pub relief_asked: AtomicBool,
 }
 
+/// The queue of a shard, seen from the shard.
+pub(crate) struct Inbox {
+    messages: Receiver<ShardMessage>,
+    /// Behind the messages, so that whoever wakes at the end finds no queue.
+    places: Places,
+}
+
+/// Wakes senders that wait for a place; at the end all, since there will be none.
+struct Places(Arc<Notify>);
+
+impl Drop for Places {
+    fn drop(&mut self) {
+        self.0.notify_waiters();
+    }
+}
+
+impl Inbox {
+    pub fn new(messages: Receiver<ShardMessage>, places: Arc<Notify>) -> Self {
+        let places = Places(places);
+        Inbox { messages, places }
+    }
+
+    /// A message was taken. Senders wake once half of the places are free: waking one for each
+    /// place would cost a switch of threads for every event.
+    fn taken(&self) {
+        let half = self.messages.capacity().unwrap_or_default() / 2;
+        if self.messages.len() <= half {
+            self.places.0.notify_waiters();
+        }
+    }
+}
+
 /// A shard with its queue. Over when all senders are gone.
 pub(crate) struct ShardWorker {
     core: ShardCore,
-    inbox: Receiver<ShardMessage>,
+    inbox: Inbox,
     encoders: Encoders,
     gauges: Arc<Gauges>,
     /// For what lies in open slices.
@@ -57,12 +89,7 @@ pub(crate) struct ShardWorker {
 }
 
 impl ShardWorker {
-    pub fn new(
-        core: ShardCore,
-        inbox: Receiver<ShardMessage>,
-        encoders: Encoders,
-        gauges: Arc<Gauges>,
-    ) -> Self {
+    pub fn new(core: ShardCore, inbox: Inbox, encoders: Encoders, gauges: Arc<Gauges>) -> Self {
         let held = core.env().budget.nothing();
         let mut worker = ShardWorker {
             core,
@@ -79,6 +106,7 @@ impl ShardWorker {
     }
 
     fn handle(&mut self, message: ShardMessage) -> Step {
+        self.inbox.taken();
         match message {
             ShardMessage::Event(event, reservation) => self.event(event, reservation),
             ShardMessage::Seal(reply) => {
@@ -98,7 +126,6 @@ impl ShardWorker {
         } = self.core.env();
         metrics.heap_memory.set(budget.used() as i64);
         metrics.memory_peak.set(budget.peak() as i64);
-        budget.room().notify_waiters();
         Step::Worked
     }
 
@@ -133,9 +160,9 @@ impl ShardWorker {
     /// Hands closed slices to the encoders, as far as these have room.
     fn submit(&mut self) {
         if self.core.slices().has_closed() {
-            for (draft, bytes) in self.core.slices().take_closed() {
+            for (slice, bytes) in self.core.slices().take_closed() {
                 let held = Some(self.held.split(bytes));
-                self.backlog.push_back(Closed { draft, held });
+                self.backlog.push_back(Closed { slice, held });
             }
         }
         while let Some(slice) = self.backlog.pop_front() {
@@ -184,7 +211,7 @@ impl ShardWorker {
 
 impl Worker for ShardWorker {
     fn step(&mut self) -> Step {
-        match self.inbox.try_recv() {
+        match self.inbox.messages.try_recv() {
             Ok(message) => self.handle(message),
             Err(TryRecvError::Empty) => Step::Idle,
             Err(TryRecvError::Disconnected) => Step::Over,
@@ -192,7 +219,7 @@ impl Worker for ShardWorker {
     }
 
     fn run(mut self: Box<Self>) {
-        while let Ok(message) = self.inbox.recv() {
+        while let Ok(message) = self.inbox.messages.recv() {
             if self.handle(message) == Step::Over {
                 return;
             }

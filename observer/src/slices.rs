@@ -1,10 +1,10 @@
 //! The open slices of one shard.
 //!
 //! A slice holds the records of one (table, region, column family, operation, is_meta): restore
-//! treats a slice as one kind of write. It begins as plaintext in small chunks. At 256 KiB it goes
-//! on as a stream if a zstd context is free, else it is closed and the next one of the same key
-//! begins. A slice that reached the size limit is closed too, so that none comes near the 4 GiB
-//! that readers can address.
+//! treats a slice as one kind of write. It is plaintext in small chunks. A large one is closed, to
+//! be compressed while the next slice of its key begins: at [`CLOSE_AT`], which an encoder
+//! compresses in one go, when memory is short at [`CLOSE_SHORT_AT`], and never above the size limit, so
+//! that none comes near the 4 GiB that readers can address.
 //!
 //! Sealing only moves the slots out; everything that takes time happens off the shard
 //! ([`crate::encode`]). A record costs no allocation, and finding its slice no search as long as
@@ -13,12 +13,12 @@
 use std::collections::HashMap;
 
 use pitr_format::slice::{SliceBuildError, SliceBuilder, SliceId, classify_encoded};
-use pitr_format::{Cf, KvRecord, OpKind, Ts};
+use pitr_format::{Cf, OpKind, RecordRef, Ts};
 
-use crate::encode::{Contexts, Draft, Lease};
-
-/// Plaintext bytes at which a slice goes on as a stream or is closed.
-pub const STREAM_FROM: u64 = 256 << 10;
+/// Plaintext bytes at which a slice is closed.
+pub const CLOSE_AT: u64 = 1 << 20;
+/// The same while half of the memory is in use.
+pub const CLOSE_SHORT_AT: u64 = 256 << 10;
 /// What a slice takes besides what it allocates itself: slot, map entry, the buffers' headers.
 const SLOT_BYTES: u64 = (size_of::<Slot>() + 2 * size_of::<(SliceId, usize)>()) as u64;
 
@@ -34,7 +34,7 @@ pub fn order_of(id: &SliceId) -> SliceOrder {
 /// A key and its slice; none between closing one and the next record.
 struct Slot {
     id: SliceId,
-    draft: Option<Draft>,
+    slice: Option<SliceBuilder>,
 }
 
 /// All slices of a shard since the last seal.
@@ -45,7 +45,7 @@ pub(crate) struct OpenSlices {
     /// The slot used last, per column family and operation.
     recent: [usize; 4],
     /// Slices that were closed since they were last taken away.
-    closed: Vec<Draft>,
+    closed: Vec<SliceBuilder>,
     plain_bytes: u64,
     held_bytes: u64,
 }
@@ -64,16 +64,16 @@ impl OpenSlices {
         }
     }
 
-    /// Appends one record of `region_id`, whose resolved ts is `resolved` now. After an error no
-    /// slice has changed.
+    /// Appends one record of `region_id`, whose resolved ts is `resolved` now; the slice is closed
+    /// if it then has `close_at` bytes. After an error no slice has changed.
     pub fn append(
         &mut self,
         region_id: u64,
         resolved: Ts,
-        record: &KvRecord,
-        contexts: &Contexts,
+        record: RecordRef<'_>,
+        close_at: u64,
     ) -> Result<(), SliceBuildError> {
-        let (table_id, is_meta) = classify_encoded(&record.key);
+        let (table_id, is_meta) = classify_encoded(record.key);
         let id = SliceId {
             table_id,
             region_id,
@@ -82,25 +82,18 @@ impl OpenSlices {
             is_meta,
         };
         let at = self.slot_of(id);
-        let slot = &mut self.slots[at];
-        let draft = slot.draft.get_or_insert_with(|| {
+        let slice = self.slots[at].slice.get_or_insert_with(|| {
             self.held_bytes += SLOT_BYTES;
-            Draft::Plain(SliceBuilder::new(id))
+            SliceBuilder::new(id)
         });
-        let (plain, held) = (draft.plain_len(), draft.held_bytes());
-        draft.append(record, resolved)?;
-        let len = draft.plain_len();
-        self.plain_bytes += (len - plain) as u64;
-        self.held_bytes += draft.held_bytes() as u64;
+        let held = slice.held_bytes();
+        slice.append(record)?;
+        slice.note_resolved(resolved);
+        self.plain_bytes += record.framed.len() as u64;
+        self.held_bytes += slice.held_bytes() as u64;
         self.held_bytes -= held as u64;
-        let turn = matches!(draft, Draft::Plain(_)) && len as u64 >= STREAM_FROM;
-        if len as u64 >= self.slice_limit {
+        if slice.plain_len() as u64 >= close_at.min(self.slice_limit) {
             self.close(at);
-        } else if turn {
-            match contexts.for_stream() {
-                Some(lease) => self.turn(at, lease),
-                None => self.close(at),
-            }
         }
         Ok(())
     }
@@ -117,28 +110,17 @@ impl OpenSlices {
             return recent;
         }
         let at = *self.index.entry(id).or_insert_with(|| {
-            self.slots.push(Slot { id, draft: None });
+            self.slots.push(Slot { id, slice: None });
             self.slots.len() - 1
         });
         self.recent[kind] = at;
         at
     }
 
-    /// Lets a slice go on as a stream.
-    fn turn(&mut self, at: usize, lease: Lease) {
-        let draft = &mut self.slots[at].draft;
-        if let Some(Draft::Plain(slice)) = draft.take() {
-            self.held_bytes -= slice.held_bytes() as u64;
-            let stream = slice.into_stream(lease.encoder);
-            self.held_bytes += stream.held_bytes() as u64;
-            *draft = Some(Draft::Stream(Box::new(stream), lease.held));
-        }
-    }
-
     /// Ends a slice; the next record of its key begins another.
     fn close(&mut self, at: usize) {
-        if let Some(draft) = self.slots[at].draft.take() {
-            self.closed.push(draft);
+        if let Some(slice) = self.slots[at].slice.take() {
+            self.closed.push(slice);
         }
     }
 
@@ -148,9 +130,9 @@ impl OpenSlices {
             .slots
             .iter()
             .enumerate()
-            .filter_map(|(at, slot)| Some((slot.draft.as_ref()?, at)))
-            .filter(|(draft, _)| draft.plain_len() > 0)
-            .map(|(draft, at)| (draft.held_bytes(), at))
+            .filter_map(|(at, slot)| Some((slot.slice.as_ref()?, at)))
+            .filter(|(slice, _)| !slice.is_empty())
+            .map(|(slice, at)| (slice.held_bytes(), at))
             .collect();
         open.sort_unstable_by(|a, b| b.cmp(a));
         let half = open.iter().map(|(held, _)| held).sum::<usize>() / 2;
@@ -165,12 +147,12 @@ impl OpenSlices {
     }
 
     /// A slice that was closed, the oldest first, and what it holds.
-    pub fn take_closed(&mut self) -> impl Iterator<Item = (Draft, u64)> + use<'_> {
+    pub fn take_closed(&mut self) -> impl Iterator<Item = (SliceBuilder, u64)> + use<'_> {
         let held_bytes = &mut self.held_bytes;
-        self.closed.drain(..).map(|draft| {
-            let held = draft.held_bytes() as u64 + SLOT_BYTES;
+        self.closed.drain(..).map(|slice| {
+            let held = slice.held_bytes() as u64 + SLOT_BYTES;
             *held_bytes -= held;
-            (draft, held)
+            (slice, held)
         })
     }
 
@@ -205,31 +187,30 @@ impl OpenSlices {
 
 /// What a seal took out of a shard.
 pub(crate) struct SealedSlots {
-    closed: Vec<Draft>,
+    closed: Vec<SliceBuilder>,
     slots: Vec<Slot>,
 }
 
 impl SealedSlots {
     /// The slices with the bytes that each holds; those of one key in the order in which they
     /// were filled.
-    pub fn into_drafts(self) -> impl Iterator<Item = (Draft, u64)> {
-        let open = self.slots.into_iter().filter_map(|slot| slot.draft);
+    pub fn into_slices(self) -> impl Iterator<Item = (SliceBuilder, u64)> {
+        let open = self.slots.into_iter().filter_map(|slot| slot.slice);
         self.closed
             .into_iter()
             .chain(open)
             // A record that was refused may have left an empty one behind.
-            .filter(|draft| draft.plain_len() > 0)
-            .map(|draft| {
-                let held = draft.held_bytes() as u64 + SLOT_BYTES;
-                (draft, held)
+            .filter(|slice| !slice.is_empty())
+            .map(|slice| {
+                let held = slice.held_bytes() as u64 + SLOT_BYTES;
+                (slice, held)
             })
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use pitr_budget::MemoryBudget;
-    use pitr_format::EncodedKey;
+    use pitr_format::{EncodedKey, KvRecord, RecordBatch};
 
     use super::*;
 
@@ -246,12 +227,8 @@ mod tests {
         }
     }
 
-    fn contexts(streams: usize) -> Contexts {
-        Contexts::new(MemoryBudget::new(1 << 30), 1, streams)
-    }
-
     fn lengths(sealed: SealedSlots) -> Vec<usize> {
-        sealed.into_drafts().map(|(d, _)| d.plain_len()).collect()
+        sealed.into_slices().map(|(d, _)| d.plain_len()).collect()
     }
 
     #[test]
@@ -259,7 +236,16 @@ mod tests {
         let mut slices = OpenSlices::new(300);
         for ts in 1..=7 {
             slices
-                .append(5, Ts::new(ts), &put(b"k", ts), &contexts(0))
+                .append(
+                    5,
+                    Ts::new(ts),
+                    RecordBatch::of([&put(b"k", ts)])
+                        .unwrap()
+                        .iter()
+                        .next()
+                        .unwrap(),
+                    CLOSE_AT,
+                )
                 .unwrap();
         }
         let record = 4 + 9 + 8 + 4 + 100;
@@ -281,12 +267,21 @@ mod tests {
             (b"b", 1),
         ] {
             slices
-                .append(region, Ts::ZERO, &put(key, 3), &contexts(0))
+                .append(
+                    region,
+                    Ts::ZERO,
+                    RecordBatch::of([&put(key, 3)])
+                        .unwrap()
+                        .iter()
+                        .next()
+                        .unwrap(),
+                    CLOSE_AT,
+                )
                 .unwrap();
         }
         let sealed = slices.seal();
         let mut ids: Vec<_> = sealed
-            .into_drafts()
+            .into_slices()
             .map(|(d, _)| order_of(d.id()))
             .collect();
         ids.sort();
@@ -307,42 +302,59 @@ mod tests {
         let mut slices = OpenSlices::new(1 << 20);
         let mut record = put(b"k", 3);
         record.key = "short".into();
-        assert!(slices.append(1, Ts::ZERO, &record, &contexts(0)).is_err());
+        assert!(
+            slices
+                .append(
+                    1,
+                    Ts::ZERO,
+                    RecordBatch::of([&record]).unwrap().iter().next().unwrap(),
+                    CLOSE_AT
+                )
+                .is_err()
+        );
         assert_eq!(slices.plain_bytes(), 0);
         assert!(lengths(slices.seal()).is_empty());
     }
 
     #[test]
-    fn a_large_slice_goes_on_as_a_stream_or_is_closed_without_a_context() {
-        for (streams, expect) in [(1, 1), (0, 4)] {
-            let contexts = contexts(streams);
+    fn a_large_slice_is_closed_sooner_when_memory_is_short() {
+        for (close_at, expect) in [(CLOSE_AT, 3), (CLOSE_SHORT_AT, 12)] {
             let mut slices = OpenSlices::new(1 << 30);
-            for ts in 1..=1000 {
-                slices
-                    .append(5, Ts::ZERO, &sized(b"k", ts, 1000), &contexts)
-                    .unwrap();
+            for ts in 1..=3000 {
+                let batch = RecordBatch::of([&sized(b"k", ts, 1000)]).unwrap();
+                for record in &batch {
+                    slices.append(5, Ts::ZERO, record, close_at).unwrap();
+                }
             }
             let parts = lengths(slices.seal());
-            assert_eq!(parts.len(), expect, "{streams} streams");
-            assert_eq!(parts.iter().sum::<usize>(), 1000 * 1025);
+            assert_eq!(parts.len(), expect, "closed at {close_at}");
+            assert_eq!(parts.iter().sum::<usize>(), 3000 * 1025);
         }
     }
 
     #[test]
     fn what_is_held_is_counted_to_the_byte_through_closing_and_taking() {
-        let contexts = contexts(1);
         let mut slices = OpenSlices::new(500_000);
         let sum = |slices: &OpenSlices| -> u64 {
-            let open = slices.slots.iter().filter_map(|slot| slot.draft.as_ref());
+            let open = slices.slots.iter().filter_map(|slot| slot.slice.as_ref());
             open.chain(&slices.closed)
-                .map(|draft| draft.held_bytes() as u64 + SLOT_BYTES)
+                .map(|slice| slice.held_bytes() as u64 + SLOT_BYTES)
                 .sum()
         };
         for ts in 1..4000u64 {
             let region = ts % 7 * (ts % 3);
             let value = (ts * 37 % 2000) as usize;
             slices
-                .append(region, Ts::ZERO, &sized(b"k", ts, value), &contexts)
+                .append(
+                    region,
+                    Ts::ZERO,
+                    RecordBatch::of([&sized(b"k", ts, value)])
+                        .unwrap()
+                        .iter()
+                        .next()
+                        .unwrap(),
+                    CLOSE_AT,
+                )
                 .unwrap();
             if ts % 501 == 0 {
                 slices.close_larger_half();
@@ -360,7 +372,16 @@ mod tests {
         let mut slices = OpenSlices::new(1 << 20);
         for region in 0..1000 {
             slices
-                .append(region, Ts::ZERO, &put(b"key of a row", 5), &contexts(0))
+                .append(
+                    region,
+                    Ts::ZERO,
+                    RecordBatch::of([&put(b"key of a row", 5)])
+                        .unwrap()
+                        .iter()
+                        .next()
+                        .unwrap(),
+                    CLOSE_AT,
+                )
                 .unwrap();
         }
         let each = slices.held_bytes() / 1000;
@@ -373,7 +394,16 @@ mod tests {
         for region in 0..100 {
             let value = if region < 3 { 60_000 } else { 10 };
             slices
-                .append(region, Ts::ZERO, &sized(b"k", 5, value), &contexts(0))
+                .append(
+                    region,
+                    Ts::ZERO,
+                    RecordBatch::of([&sized(b"k", 5, value)])
+                        .unwrap()
+                        .iter()
+                        .next()
+                        .unwrap(),
+                    CLOSE_AT,
+                )
                 .unwrap();
         }
         slices.close_larger_half();

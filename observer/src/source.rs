@@ -15,7 +15,7 @@
 //!
 //! The observer keeps that order: one subscription belongs to one shard.
 
-use pitr_format::{EncodedRange, KvRecord, Ts};
+use pitr_format::{EncodedRange, RecordBatch, Ts};
 
 /// Number of a subscription: chosen by the source, never used twice in one run.
 pub type SubId = u64;
@@ -51,7 +51,7 @@ pub enum SourceEvent {
         /// The subscription.
         sub: SubId,
         /// Column family records.
-        records: Vec<KvRecord>,
+        records: RecordBatch,
     },
     /// No row with commit ts ≤ `ts` will follow.
     Resolved {
@@ -81,10 +81,7 @@ impl SourceEvent {
     /// Bytes that the event holds while it waits in a queue; 0 for events without rows.
     pub fn queued_bytes(&self) -> u64 {
         match self {
-            SourceEvent::Batch { records, .. } => records
-                .iter()
-                .map(|record| (record.size() + size_of::<KvRecord>()) as u64)
-                .sum(),
+            SourceEvent::Batch { records, .. } => records.held_bytes() as u64,
             _ => 0,
         }
     }

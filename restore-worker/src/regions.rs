@@ -63,7 +63,7 @@ impl RegionTable {
 
     /// The region of an encoded key.
     pub fn find(&self, key: &[u8]) -> Option<&TargetRegion> {
-        let behind = self.regions.partition_point(|r| &r.range.start[..] <= key);
+        let behind = self.regions.partition_point(|r| r.range.begins_by(key));
         let region = self.regions.get(behind.checked_sub(1)?)?;
         region.range.contains(key).then_some(region)
     }

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use pitr_format::{Cf, KvRecord, Ts};
+use pitr_format::{Cf, KvRecord, RecordBatch, Ts};
 use pitr_observer::{ObserverHandle, RangeProgress, RegionMeta, SendError, SourceEvent, SubId};
 use rand::Rng;
 use rand::rngs::StdRng;
@@ -28,6 +28,15 @@ pub enum Delivered {
     Nothing,
     /// The observer has no room.
     Full,
+}
+
+#[expect(
+    clippy::expect_used,
+    reason = "a seed writes some kilobytes, a batch holds 4 GiB"
+)]
+fn batch(sub: SubId, records: &[KvRecord]) -> SourceEvent {
+    let records = RecordBatch::of(records).expect("a few rows");
+    SourceEvent::Batch { sub, records }
 }
 
 /// All wires.
@@ -71,8 +80,8 @@ impl Source {
         while !scan.is_empty() {
             let take = rng.random_range(1..=4).min(scan.len());
             let start = rng.random_range(0..=scan.len() - take);
-            let records = scan.drain(start..start + take).flatten().collect();
-            events.push_back(SourceEvent::Batch { sub, records });
+            let records: Vec<_> = scan.drain(start..start + take).flatten().collect();
+            events.push_back(batch(sub, &records));
         }
         let claim = RangeProgress {
             range: region.range.clone(),
@@ -100,7 +109,7 @@ impl Source {
         let Some(wire) = self.wires.get_mut(&sub) else {
             return;
         };
-        let event = SourceEvent::Batch { sub, records };
+        let event = batch(sub, &records);
         let scanning = wire.events.iter().all(|event| {
             matches!(
                 event,

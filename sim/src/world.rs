@@ -110,7 +110,6 @@ impl Sizes {
                 queue_events: [2, 8, 64][rng.random_range(0..3)],
                 slice_limit: [1000, 4000, 1 << 20][rng.random_range(0..3)],
                 encoders: rng.random_range(1..=2),
-                streams: 2,
             },
             flusher: FlusherConfig {
                 merge_limit: [500, 3000, 1 << 20][rng.random_range(0..3)],

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use pitr_format::{Class, KvRecord, Ts};
+use pitr_format::{Class, RecordBatch, Ts};
 use pitr_proto::{cdcpb, metapb};
 
 use super::matcher::MatchError;
@@ -23,7 +23,7 @@ pub enum CdcEvent {
         /// Whose.
         sub: SubId,
         /// In no particular order.
-        records: Vec<KvRecord>,
+        records: RecordBatch,
     },
     /// The initial scan is complete: everything after the subscription's checkpoint_ts that the
     /// scan could see was delivered before.

@@ -18,6 +18,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use pitr_budget::spill::SpillError;
+use pitr_format::record::RecordError;
 use pitr_format::{Class, EncodedRange, Ts, key};
 use pitr_proto::cdcpb::event::LogType;
 use pitr_proto::cdcpb::event::row::OpType;
@@ -67,6 +68,9 @@ pub enum MatchError {
     /// The rows cannot be read.
     #[error(transparent)]
     Wire(#[from] WireError),
+    /// A row is too long for any record.
+    #[error(transparent)]
+    Record(#[from] RecordError),
     /// A value that was moved to disk did not come back.
     #[error("a value that waits for its commit is lost: {0}")]
     Lost(String),
@@ -310,8 +314,8 @@ impl Matcher {
             (LogType::Committed, _) => {
                 let commit = commit_of(key, row, "COMMITTED")?;
                 match is_delete(row, "COMMITTED")? {
-                    true => out.delete(&commit),
-                    false => out.put(&commit, value),
+                    true => out.delete(&commit)?,
+                    false => out.put(&commit, value)?,
                 }
                 Ok(())
             }
@@ -530,15 +534,20 @@ fn emit(
     out: &mut Batch,
 ) -> Result<(), MatchError> {
     match (delete, value.is_empty(), entry.value.len == 0) {
-        (true, _, _) => out.delete(commit),
+        (true, _, _) => out.delete(commit)?,
         // The write record had a short value, an empty one included.
-        (false, false, _) | (false, true, true) => out.put(commit, value),
+        (false, false, _) | (false, true, true) => out.put(commit, value)?,
         (false, true, false) if entry.doubtful => {
             return Err(MatchError::TwoValues {
                 start_ts: commit.start_ts,
             });
         }
-        (false, true, false) => out.put_long(commit, |buffer| entry.value(pool, buffer))?,
+        (false, true, false) => out.put_long(commit, |buffer| {
+            if let Some(shared) = entry.value(pool, buffer)? {
+                buffer.extend_from_slice(&shared);
+            }
+            Ok::<_, MatchError>(())
+        })?,
     }
     Ok(())
 }

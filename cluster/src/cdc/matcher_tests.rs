@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use pitr_budget::MemoryBudget;
 use pitr_budget::spill::SpillDir;
-use pitr_format::{Cf, EncodedKey, KvRecord, VersionedKey};
+use pitr_format::{Cf, EncodedKey, KvRecord, RecordRef, VersionedKey};
 use pitr_proto::cdcpb::event;
 use proptest::prelude::*;
 use prost::Message as _;
@@ -92,7 +92,13 @@ impl Harness {
             let step = self
                 .matcher
                 .advance(&rows, stage, pool, &mut batch, self.enough);
-            out.extend(batch.finish());
+            let owned = |r: RecordRef<'_>| KvRecord {
+                cf: r.cf,
+                op: r.op,
+                key: Bytes::copy_from_slice(r.key),
+                value: Bytes::copy_from_slice(r.value),
+            };
+            out.extend(batch.finish().iter().map(owned));
             step?;
         }
     }

@@ -7,10 +7,10 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use bytes::{Buf, BufMut, Bytes};
+use bytes::Bytes;
 use parking_lot::Mutex;
 use pitr_budget::spill::{Extent, SpillDir, SpillError, SpillFile};
-use pitr_format::{Cf, KvRecord, OpKind};
+use pitr_format::RecordBatch;
 
 /// Records go to disk in extents of about this size.
 const EXTENT: usize = 64 << 10;
@@ -60,7 +60,7 @@ impl Parking {
     }
 
     /// Takes a copy of the records; `None` if it cannot.
-    pub fn park(&mut self, records: &[KvRecord]) -> Option<Parked> {
+    pub fn park(&mut self, records: &RecordBatch) -> Option<Parked> {
         self.dir.as_ref()?;
         let full = |place: &Place| match place {
             Place::Open(bytes) => bytes.len() >= EXTENT,
@@ -80,9 +80,7 @@ impl Parking {
             return None;
         };
         let start = bytes.len();
-        for record in records {
-            encode(record, bytes);
-        }
+        encode(records, bytes);
         let range = start..bytes.len();
         let full = bytes.len() >= EXTENT;
         drop(place);
@@ -118,62 +116,35 @@ impl Lot {
 
 impl Parked {
     /// The records again.
-    pub fn read(self) -> Result<Vec<KvRecord>, ParkingError> {
+    pub fn read(self) -> Result<RecordBatch, ParkingError> {
         let mut place = self.lot.0.lock();
         if let Place::Disk(extent) = &*place {
             *place = Place::Read(extent.read()?);
         }
-        let mut bytes = match &*place {
-            Place::Open(bytes) => Bytes::copy_from_slice(cut(bytes, &self.range)?),
-            // The batch must not keep the others in memory.
-            Place::Read(bytes) => Bytes::copy_from_slice(cut(bytes, &self.range)?),
-            Place::Disk(_) => return Err(ParkingError::Cut),
+        let bytes = match &*place {
+            Place::Open(bytes) => bytes.get(self.range),
+            Place::Read(bytes) => bytes.get(self.range),
+            Place::Disk(_) => None,
         };
-        drop(place);
-        let mut records = Vec::new();
-        while bytes.has_remaining() {
-            records.push(decode(&mut bytes).ok_or(ParkingError::Cut)?);
-        }
-        Ok(records)
+        // Copies, so that the batch does not keep the others in memory.
+        bytes.and_then(decode).ok_or(ParkingError::Cut)
     }
 }
 
-fn cut<'a>(bytes: &'a [u8], range: &Range<usize>) -> Result<&'a [u8], ParkingError> {
-    bytes.get(range.clone()).ok_or(ParkingError::Cut)
+/// The number of records, then the parts of the batch.
+fn encode(records: &RecordBatch, out: &mut Vec<u8>) {
+    let (kinds, plain) = records.parts();
+    out.reserve(size_of::<u64>() + kinds.len() + plain.len());
+    out.extend_from_slice(&(kinds.len() as u64).to_le_bytes());
+    out.extend_from_slice(kinds);
+    out.extend_from_slice(plain);
 }
 
-fn encode(record: &KvRecord, out: &mut Vec<u8>) {
-    out.reserve(10 + record.size());
-    out.put_u8(u8::from(record.cf == Cf::Default));
-    out.put_u8(u8::from(record.op == OpKind::Delete));
-    out.put_u32_le(record.key.len() as u32);
-    out.put_u32_le(record.value.len() as u32);
-    out.put_slice(&record.key);
-    out.put_slice(&record.value);
-}
-
-fn decode(bytes: &mut Bytes) -> Option<KvRecord> {
-    if bytes.remaining() < 10 {
-        return None;
-    }
-    let cf = match bytes.get_u8() {
-        1 => Cf::Default,
-        _ => Cf::Write,
-    };
-    let op = match bytes.get_u8() {
-        1 => OpKind::Delete,
-        _ => OpKind::Put,
-    };
-    let (key, value) = (bytes.get_u32_le() as usize, bytes.get_u32_le() as usize);
-    if bytes.remaining() < key + value {
-        return None;
-    }
-    Some(KvRecord {
-        cf,
-        op,
-        key: bytes.split_to(key),
-        value: bytes.split_to(value),
-    })
+fn decode(bytes: &[u8]) -> Option<RecordBatch> {
+    let (count, parts) = bytes.split_first_chunk()?;
+    let count = usize::try_from(u64::from_le_bytes(*count)).ok()?;
+    let (kinds, plain) = parts.split_at_checked(count)?;
+    RecordBatch::from_parts(kinds.to_vec(), plain.to_vec())
 }
 
 #[cfg(test)]

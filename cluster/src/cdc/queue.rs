@@ -19,7 +19,7 @@ use tokio::sync::Notify;
 use super::parking::{Parked, Parking, ParkingError};
 use super::{CdcEvent, SubId};
 
-/// Memory of an event or record besides its bytes.
+/// Memory of an event besides its bytes.
 const OVERHEAD: usize = 96;
 /// Memory of a batch on disk.
 const SLOT: usize = 256;
@@ -277,10 +277,7 @@ impl Inner {
 /// Bytes charged. Ends are free: there is at most one per subscription.
 pub(super) fn charge(event: &CdcEvent) -> usize {
     match event {
-        CdcEvent::Records { records, .. } => {
-            let bytes: usize = records.iter().map(|r| r.size() + OVERHEAD).sum();
-            OVERHEAD + bytes
-        }
+        CdcEvent::Records { records, .. } => OVERHEAD + records.plain_len() + records.len(),
         CdcEvent::Resolved { subs, .. } => OVERHEAD + subs.len() * size_of::<SubId>(),
         _ => 0,
     }

@@ -1,7 +1,7 @@
 //! Order, room and victims of the queue.
 
 use bytes::Bytes;
-use pitr_format::{Cf, KvRecord, OpKind, Ts};
+use pitr_format::{Cf, KvRecord, OpKind, RecordBatch, RecordRef, Ts};
 
 use super::super::{EndKind, EndReason};
 use super::*;
@@ -9,12 +9,13 @@ use super::*;
 fn records(sub: u64, bytes: usize) -> CdcEvent {
     CdcEvent::Records {
         sub: SubId(sub),
-        records: vec![KvRecord {
+        records: RecordBatch::of([&KvRecord {
             cf: Cf::Write,
             op: OpKind::Put,
             key: Bytes::new(),
             value: Bytes::from(vec![sub as u8; bytes]),
-        }],
+        }])
+        .unwrap(),
     }
 }
 
@@ -34,7 +35,7 @@ fn drain(queue: &EventQueue) -> Vec<String> {
     while let Some(event) = queue.inner.lock().take() {
         out.push(match event {
             CdcEvent::Records { sub, records } => {
-                let whole = |r: &KvRecord| r.value.iter().all(|b| u64::from(*b) == sub.0);
+                let whole = |r: RecordRef<'_>| r.value.iter().all(|b| u64::from(*b) == sub.0);
                 assert!(records.iter().all(whole));
                 format!("rows {}", sub.0)
             }

@@ -6,12 +6,10 @@
 //! stored. All records of a batch lie in one buffer: one allocation for many, and the only copy of the
 //! bytes between the message and the log. Source of the layout: tikv/tikv `components/txn_types/src/write.rs`.
 
-use std::ops::Range;
-
-use bytes::Bytes;
 use pitr_format::key::append_encoded;
+use pitr_format::record::RecordError;
 use pitr_format::write_cf::{SHORT_VALUE_MAX_LEN, append_delete, append_put};
-use pitr_format::{Cf, KvRecord, OpKind, Ts};
+use pitr_format::{Cf, OpKind, RecordBatch, Ts};
 
 /// A version that is committed for sure.
 pub(super) struct Commit<'a> {
@@ -26,27 +24,9 @@ pub(super) struct Commit<'a> {
 /// Records in the making.
 #[derive(Debug, Default)]
 pub(super) struct Batch {
-    buffer: Vec<u8>,
-    records: Vec<Draft>,
-    /// Bytes of values that lie elsewhere.
-    shared: usize,
-    /// Length of the last buffer: the next one is probably as long.
-    last: usize,
-}
-
-#[derive(Debug)]
-struct Draft {
-    cf: Cf,
-    key: Range<usize>,
-    value: Value,
-}
-
-#[derive(Debug)]
-enum Value {
-    /// In the batch's buffer.
-    Here(Range<usize>),
-    /// In a block of the pool, which counts it.
-    Shared(Bytes),
+    records: RecordBatch,
+    /// Number and bytes of the last records: the next ones are probably as many.
+    last: (usize, usize),
 }
 
 impl Batch {
@@ -54,99 +34,76 @@ impl Batch {
         self.records.is_empty()
     }
 
-    /// Bytes of keys and values.
+    /// Bytes of keys and values with their length fields.
     pub fn bytes(&self) -> usize {
-        self.buffer.len() + self.shared
+        self.records.plain_len()
     }
 
     /// The records; the batch is empty again.
-    pub fn finish(&mut self) -> Vec<KvRecord> {
-        self.last = self.buffer.len();
-        let buffer = Bytes::from(std::mem::take(&mut self.buffer).into_boxed_slice());
-        self.shared = 0;
-        let record = |draft: Draft| KvRecord {
-            cf: draft.cf,
-            op: OpKind::Put,
-            key: buffer.slice(draft.key),
-            value: match draft.value {
-                Value::Here(range) => buffer.slice(range),
-                Value::Shared(bytes) => bytes,
-            },
-        };
-        self.records.drain(..).map(record).collect()
+    pub fn finish(&mut self) -> RecordBatch {
+        self.last = (self.records.len(), self.records.plain_len());
+        let mut records = std::mem::take(&mut self.records);
+        records.shrink_to_fit();
+        records
     }
 
     /// The user key was deleted: one `D` record.
-    pub fn delete(&mut self, commit: &Commit<'_>) {
-        let key = self.key(commit, commit.commit_ts);
-        let at = self.buffer.len();
-        append_delete(commit.start_ts, commit.txn_source, &mut self.buffer);
-        self.push(Cf::Write, key, Value::Here(at..self.buffer.len()));
+    pub fn delete(&mut self, commit: &Commit<'_>) -> Result<(), RecordError> {
+        self.push(Cf::Write, commit, commit.commit_ts, |out| {
+            append_delete(commit.start_ts, commit.txn_source, out);
+            Ok(())
+        })
     }
 
     /// The user key was set to `value`.
-    pub fn put(&mut self, commit: &Commit<'_>, value: &[u8]) {
-        if value.len() > SHORT_VALUE_MAX_LEN {
-            let fill = |buffer: &mut Vec<u8>| {
-                buffer.extend_from_slice(value);
-                Ok::<_, std::convert::Infallible>(None)
-            };
-            let Ok(()) = self.put_long(commit, fill);
-        } else {
-            self.put_write(commit, Some(value));
+    pub fn put(&mut self, commit: &Commit<'_>, value: &[u8]) -> Result<(), RecordError> {
+        if value.len() <= SHORT_VALUE_MAX_LEN {
+            return self.put_write(commit, Some(value));
         }
+        self.put_long(commit, |out| {
+            out.extend_from_slice(value);
+            Ok(())
+        })
     }
 
-    /// The user key was set to a value that lies in `default`. `fill` returns the value, or
-    /// appends it to the buffer; after its error the batch is as before.
-    pub fn put_long<E>(
+    /// The user key was set to a value that lies in `default`, and that `fill` appends to what it
+    /// is given. After an error the batch is as before.
+    pub fn put_long<E: From<RecordError>>(
         &mut self,
         commit: &Commit<'_>,
-        fill: impl FnOnce(&mut Vec<u8>) -> Result<Option<Bytes>, E>,
+        fill: impl FnOnce(&mut Vec<u8>) -> Result<(), E>,
     ) -> Result<(), E> {
-        let before = self.buffer.len();
-        let key = self.key(commit, commit.start_ts);
-        let at = self.buffer.len();
-        let value = match fill(&mut self.buffer) {
-            Ok(Some(bytes)) => {
-                self.shared += bytes.len();
-                Value::Shared(bytes)
-            }
-            Ok(None) => Value::Here(at..self.buffer.len()),
-            Err(error) => {
-                self.buffer.truncate(before);
-                return Err(error);
-            }
-        };
-        self.push(Cf::Default, key, value);
-        self.put_write(commit, None);
-        Ok(())
+        self.push(Cf::Default, commit, commit.start_ts, fill)?;
+        Ok(self.put_write(commit, None)?)
     }
 
-    fn put_write(&mut self, commit: &Commit<'_>, short_value: Option<&[u8]>) {
-        let key = self.key(commit, commit.commit_ts);
-        let at = self.buffer.len();
-        append_put(
-            commit.start_ts,
-            short_value,
-            commit.txn_source,
-            &mut self.buffer,
-        );
-        self.push(Cf::Write, key, Value::Here(at..self.buffer.len()));
+    fn put_write(
+        &mut self,
+        commit: &Commit<'_>,
+        short_value: Option<&[u8]>,
+    ) -> Result<(), RecordError> {
+        self.push(Cf::Write, commit, commit.commit_ts, |out| {
+            append_put(commit.start_ts, short_value, commit.txn_source, out);
+            Ok(())
+        })
     }
 
-    fn key(&mut self, commit: &Commit<'_>, ts: Ts) -> Range<usize> {
-        if self.buffer.capacity() == 0 {
-            self.buffer.reserve(self.last);
+    fn push<E: From<RecordError>>(
+        &mut self,
+        cf: Cf,
+        commit: &Commit<'_>,
+        ts: Ts,
+        value: impl FnOnce(&mut Vec<u8>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        if self.records.is_empty() {
+            let (records, bytes) = self.last;
+            self.records.reserve(records, bytes);
         }
-        let at = self.buffer.len();
-        append_encoded(commit.key, &mut self.buffer);
-        self.buffer.extend_from_slice(&(!ts.get()).to_be_bytes());
-        at..self.buffer.len()
-    }
-
-    fn push(&mut self, cf: Cf, key: Range<usize>, value: Value) {
-        self.records.push(Draft { cf, key, value });
+        let key = |out: &mut Vec<u8>| {
+            append_encoded(commit.key, out);
+            out.extend_from_slice(&(!ts.get()).to_be_bytes());
+        };
+        self.records.push_with(cf, OpKind::Put, key, value)
     }
 }
 
@@ -174,12 +131,12 @@ mod tests {
     #[test]
     fn a_short_put_is_one_write_record_at_the_commit_ts() {
         let mut batch = Batch::default();
-        batch.put(&commit(0), b"hello");
-        batch.put(&commit(1), b"hello");
-        batch.put(&commit(0), b"");
-        batch.delete(&commit(0));
+        batch.put(&commit(0), b"hello").unwrap();
+        batch.put(&commit(1), b"hello").unwrap();
+        batch.put(&commit(0), b"").unwrap();
+        batch.delete(&commit(0)).unwrap();
         let out = batch.finish();
-        let values: Vec<_> = out.iter().map(|r| hex(&r.value)).collect();
+        let values: Vec<_> = out.iter().map(|r| hex(r.value)).collect();
         let values: Vec<_> = values.iter().map(String::as_str).collect();
         assert_eq!(
             values,
@@ -192,7 +149,7 @@ mod tests {
         );
         for record in &out {
             assert_eq!(record.cf, Cf::Write);
-            assert_eq!(hex(&record.key), format!("{ENCODED}f9cc784ae21ddffa"));
+            assert_eq!(hex(record.key), format!("{ENCODED}f9cc784ae21ddffa"));
         }
         assert!(batch.is_empty() && batch.bytes() == 0);
     }
@@ -200,31 +157,38 @@ mod tests {
     #[test]
     fn the_limit_between_inside_and_beside_the_write_record_is_255_bytes() {
         let mut batch = Batch::default();
-        batch.put(&commit(0), &[7; 255]);
+        batch.put(&commit(0), &[7; 255]).unwrap();
         assert_eq!(batch.finish().len(), 1);
-        batch.put(&commit(0), &[7; 256]);
-        let out = batch.finish();
+        batch.put(&commit(0), &[7; 256]).unwrap();
+        let batch = batch.finish();
+        let out: Vec<_> = batch.iter().collect();
         assert_eq!((out[0].cf, out[1].cf), (Cf::Default, Cf::Write));
-        assert_eq!(hex(&out[0].key), format!("{ENCODED}f9cc784ae21ddffe"));
-        assert_eq!(out[0].value, [7; 256][..]);
-        assert_eq!(hex(&out[1].value), "5081c088efd1f6e19906");
+        assert_eq!(hex(out[0].key), format!("{ENCODED}f9cc784ae21ddffe"));
+        assert_eq!(out[0].value, [7; 256]);
+        assert_eq!(hex(out[1].value), "5081c088efd1f6e19906");
     }
 
     #[test]
-    fn a_long_value_is_shared_or_copied_and_one_that_cannot_be_read_leaves_nothing() {
+    fn a_long_value_that_cannot_be_read_leaves_nothing() {
         let mut batch = Batch::default();
-        let shared = Bytes::from(vec![9; 300]);
-        let done = batch.put_long(&commit(0), |_| Ok::<_, ()>(Some(shared.clone())));
-        assert!(done.is_ok());
+        let error = RecordError::StreamFull {
+            stream: 1,
+            record: 2,
+        };
         let failed = batch.put_long(&commit(0), |buffer| {
             buffer.extend_from_slice(b"half");
-            Err("disk")
+            Err(error.clone())
         });
-        assert_eq!(failed, Err("disk"));
+        assert_eq!(failed, Err(error));
+        assert!(batch.is_empty() && batch.bytes() == 0);
+        let done = batch.put_long(&commit(0), |buffer| {
+            buffer.extend_from_slice(&[9; 300]);
+            Ok::<_, RecordError>(())
+        });
+        assert!(done.is_ok());
         let bytes = batch.bytes();
         let out = batch.finish();
-        assert_eq!(out.len(), 2);
-        assert_eq!(out[0].value.as_ptr(), shared.as_ptr());
-        assert_eq!(out.iter().map(KvRecord::size).sum::<usize>(), bytes);
+        assert_eq!((out.len(), out.plain_len()), (2, bytes));
+        assert_eq!(out.iter().next().unwrap().value, [9; 300]);
     }
 }

@@ -16,7 +16,7 @@ mod tracker;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pitr_format::{EncodedRange, KvRecord, Ts};
+use pitr_format::{EncodedRange, RecordBatch, Ts};
 use pitr_proto::metapb;
 
 pub use tracker::RegionTracker;
@@ -84,7 +84,7 @@ pub enum TrackerEvent {
         /// Whose.
         sub: SubId,
         /// May repeat earlier ones.
-        records: Vec<KvRecord>,
+        records: RecordBatch,
     },
     /// Every commit at or below `ts` was delivered. Comes only after the scan is complete *and*
     /// GC was seen not to have passed the subscription's checkpoint_ts.

@@ -149,9 +149,9 @@ impl Replayed {
         match event {
             CdcEvent::Records { sub, records } => {
                 let resolved = self.resolved.get(&sub).copied().unwrap_or(Ts::ZERO);
-                for record in records {
+                for record in &records {
                     assert_eq!(record.op, OpKind::Put);
-                    let key = VersionedKey::from_bytes(record.key.clone()).unwrap();
+                    let key = VersionedKey::from_bytes(Bytes::copy_from_slice(record.key)).unwrap();
                     assert!(
                         record.cf == Cf::Default || key.ts() > resolved,
                         "a commit at or below the resolved ts"

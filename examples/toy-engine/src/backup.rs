@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use pitr_format::backup_meta::{self, LogBackupMeta};
 use pitr_format::object_name::{BACKUP_META, START_PROBE};
 use pitr_format::start_probe::{self, StartProbe};
-use pitr_format::{EncodedRange, KvRecord, Ts};
+use pitr_format::{EncodedRange, KvRecord, RecordBatch, Ts};
 use pitr_observer::{
     Env, Flusher, FlusherConfig, Observer, ObserverConfig, ObserverHandle, ProgressSink, Publisher,
     PublisherConfig, RegionMeta, SinkError, SourceEvent,
@@ -168,14 +168,17 @@ async fn pump(
     };
     observer.send(started).await?;
     for batch in scan.chunks(SCAN_BATCH) {
-        let records = batch.to_vec();
+        let records = RecordBatch::of(batch)?;
         observer
             .send(SourceEvent::Batch { sub: SUB, records })
             .await?;
     }
     while let Some(heard) = hears.recv().await {
         let event = match heard {
-            Heard::Rows(records) => SourceEvent::Batch { sub: SUB, records },
+            Heard::Rows(rows) => SourceEvent::Batch {
+                sub: SUB,
+                records: RecordBatch::of(&rows)?,
+            },
             Heard::Resolved(ts) => SourceEvent::Resolved { sub: SUB, ts },
         };
         observer.send(event).await?;

@@ -5,11 +5,11 @@
 use bytes::Bytes;
 use pitr_proto::backup::DataFileInfo;
 
+use super::SliceId;
 use super::facts::{SliceBuildError, SliceFacts};
 use super::plain::PlainBuffer;
-use super::{SliceId, SliceStream};
-use crate::frame::{Frame, FrameEncoder};
-use crate::{KvRecord, Ts};
+use crate::frame::{AT_ONCE, Frame, FrameEncoder, Scratch};
+use crate::{RecordRef, Ts};
 
 /// Collects the records of one slice as plaintext.
 pub struct SliceBuilder {
@@ -57,11 +57,13 @@ impl SliceBuilder {
     }
 
     /// Plaintext bytes so far.
+    #[inline]
     pub fn plain_len(&self) -> usize {
         self.facts.plain_len()
     }
 
     /// Bytes allocated besides the builder itself.
+    #[inline]
     pub fn held_bytes(&self) -> usize {
         self.plain.held_bytes() + self.facts.held_bytes()
     }
@@ -78,15 +80,17 @@ impl SliceBuilder {
     }
 
     /// Notes the resolved ts of the region at the time of a batch; the largest one is kept.
+    #[inline]
     pub fn note_resolved(&mut self, resolved_ts: Ts) {
         self.facts.note_resolved(resolved_ts);
     }
 
     /// Appends one record; on an error the slice is unchanged.
-    pub fn append(&mut self, record: &KvRecord) -> Result<(), SliceBuildError> {
-        let admitted = self.facts.admit(record)?;
-        self.plain.push(&record.key, &record.value);
-        self.facts.note(record, &admitted);
+    #[inline]
+    pub fn append(&mut self, record: RecordRef<'_>) -> Result<(), SliceBuildError> {
+        let admitted = self.facts.admit(&record)?;
+        self.plain.push(record.framed);
+        self.facts.note(&record, &admitted);
         Ok(())
     }
 
@@ -94,7 +98,7 @@ impl SliceBuilder {
     /// now and then.
     pub fn seal(self) -> Result<SealedSlice, SliceBuildError> {
         let min_begin_ts = self.facts.min_begin_ts();
-        let EncodedSlice { id, info, pieces } = self.encode(&mut FrameEncoder::new()?)?;
+        let EncodedSlice { id, info, pieces } = self.encode(&mut FrameEncoder::new()?, None)?;
         Ok(SealedSlice {
             id,
             info,
@@ -106,11 +110,21 @@ impl SliceBuilder {
         })
     }
 
-    /// Hashes and compresses the records. Memory does not grow on the way: chunks are freed as
-    /// pieces come into being.
-    pub fn encode(self, encoder: &mut FrameEncoder) -> Result<EncodedSlice, SliceBuildError> {
+    /// Hashes and compresses the records, at once if there is a `scratch` and they fit into it.
+    /// Memory does not grow on the way: chunks are freed as pieces come into being.
+    pub fn encode(
+        self,
+        encoder: &mut FrameEncoder,
+        scratch: Option<&mut Scratch>,
+    ) -> Result<EncodedSlice, SliceBuildError> {
         if self.is_empty() {
             return Err(SliceBuildError::Empty);
+        }
+        if let Some(scratch) = scratch
+            && self.plain_len() <= AT_ONCE
+        {
+            let frame = encoder.frame_at_once(scratch, self.plain.into_chunks())?;
+            return Ok(EncodedSlice::new(self.facts, frame));
         }
         encoder.begin(Some(self.plain_len() as u64))?;
         for chunk in self.plain.into_chunks() {
@@ -118,15 +132,10 @@ impl SliceBuilder {
         }
         Ok(EncodedSlice::new(self.facts, encoder.finish()?))
     }
-
-    /// Goes on as a stream: what is there is compressed now, what follows while it comes.
-    pub fn into_stream(self, encoder: FrameEncoder) -> SliceStream {
-        SliceStream::begin(self.facts, self.plain, encoder)
-    }
 }
 
 impl EncodedSlice {
-    pub(super) fn new(facts: SliceFacts, frame: Frame) -> Self {
+    fn new(facts: SliceFacts, frame: Frame) -> Self {
         let Frame { sha256, pieces } = frame;
         let stored_len = pieces.iter().map(|piece| piece.len() as u64).sum();
         EncodedSlice {
@@ -143,7 +152,7 @@ mod tests {
 
     use super::*;
     use crate::write_cf::WriteRecord;
-    use crate::{Cf, EncodedKey, OpKind};
+    use crate::{Cf, EncodedKey, KvRecord, OpKind, RecordBatch};
 
     fn id(cf: Cf, op: OpKind) -> SliceId {
         SliceId {
@@ -172,7 +181,9 @@ mod tests {
     fn sealed(id: SliceId, records: &[KvRecord]) -> SealedSlice {
         let mut builder = SliceBuilder::new(id);
         for record in records {
-            builder.append(record).unwrap();
+            builder
+                .append(RecordBatch::of([record]).unwrap().iter().next().unwrap())
+                .unwrap();
         }
         builder.seal().unwrap()
     }
@@ -182,7 +193,9 @@ mod tests {
         let records = [put(b"b", 30, 40), put(b"c", 10, 50), put(b"a", 20, 25)];
         let mut builder = SliceBuilder::new(id(Cf::Write, OpKind::Put));
         for record in &records {
-            builder.append(record).unwrap();
+            builder
+                .append(RecordBatch::of([record]).unwrap().iter().next().unwrap())
+                .unwrap();
         }
         builder.note_resolved(Ts::new(9));
         builder.note_resolved(Ts::new(5));
@@ -233,7 +246,9 @@ mod tests {
     fn a_refused_record_leaves_the_slice_as_it_was() {
         let good = put(b"k", 1, 2);
         let mut builder = SliceBuilder::new(id(Cf::Write, OpKind::Put));
-        builder.append(&good).unwrap();
+        builder
+            .append(RecordBatch::of([&good]).unwrap().iter().next().unwrap())
+            .unwrap();
         let with = |key: &[u8], value: &'static [u8]| KvRecord {
             key: Bytes::copy_from_slice(key),
             value: Bytes::from_static(value),
@@ -247,7 +262,9 @@ mod tests {
             with(&good.key, b"P"),
         ];
         for record in &refused {
-            builder.append(record).unwrap_err();
+            builder
+                .append(RecordBatch::of([record]).unwrap().iter().next().unwrap())
+                .unwrap_err();
         }
         let plain_sealed = sealed(id(Cf::Write, OpKind::Put), &[good]);
         assert_eq!(builder.seal().unwrap(), plain_sealed);
@@ -258,7 +275,7 @@ mod tests {
         let mut builder = SliceBuilder::new(id(Cf::Default, OpKind::Delete));
         let delete = record(Cf::Default, OpKind::Delete, b"k", 1, "v".into());
         assert_eq!(
-            builder.append(&delete),
+            builder.append(RecordBatch::of([&delete]).unwrap().iter().next().unwrap()),
             Err(SliceBuildError::DeleteWithValue(1))
         );
         assert!(builder.is_empty() && builder.min_begin_ts().is_none());

@@ -10,9 +10,9 @@ use super::SliceId;
 use crate::compress::CompressError;
 use crate::digest::Crc64Xor;
 use crate::key::split_versioned;
-use crate::record::{MAX_STREAM_LEN, RECORD_OVERHEAD, RecordError};
+use crate::record::{MAX_STREAM_LEN, RecordError};
 use crate::write_cf::{WriteError, start_ts_of};
-use crate::{Cf, Class, KeyError, KvRecord, OpKind, Ts};
+use crate::{Cf, Class, KeyError, OpKind, RecordRef, Ts};
 
 /// Why a record was not appended or a slice not sealed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -109,8 +109,11 @@ impl SliceFacts {
     }
 
     /// Whether the record may be appended. Changes nothing.
-    pub(super) fn admit(&self, record: &KvRecord) -> Result<Admitted, SliceBuildError> {
-        let KvRecord { cf, op, key, value } = record;
+    #[inline]
+    pub(super) fn admit(&self, record: &RecordRef<'_>) -> Result<Admitted, SliceBuildError> {
+        let RecordRef {
+            cf, op, key, value, ..
+        } = record;
         if (*cf, *op) != (self.id.cf, self.id.op) {
             return Err(SliceBuildError::Misplaced {
                 id: self.id,
@@ -126,7 +129,7 @@ impl SliceFacts {
             Cf::Write if !value.is_empty() => Some(start_ts_of(value)?),
             _ => None,
         };
-        let framed = record.size().saturating_add(RECORD_OVERHEAD);
+        let framed = record.framed.len();
         if framed > MAX_STREAM_LEN.saturating_sub(self.plain_len()) {
             return Err(SliceBuildError::Record(RecordError::StreamFull {
                 stream: self.plain_len(),
@@ -137,11 +140,12 @@ impl SliceFacts {
     }
 
     /// Counts a record that was admitted and written.
-    pub(super) fn note(&mut self, record: &KvRecord, admitted: &Admitted) {
+    #[inline]
+    pub(super) fn note(&mut self, record: &RecordRef<'_>, admitted: &Admitted) {
         let Admitted { ts, start_ts } = *admitted;
-        let key = &record.key[..];
-        self.crc64xor.add(key, &record.value);
-        self.plain_len += (record.size() + RECORD_OVERHEAD) as u64;
+        let key = record.key;
+        self.crc64xor.add(key, record.value);
+        self.plain_len += record.framed.len() as u64;
         self.count += 1;
         self.min_ts = self.min_ts.min(ts);
         self.max_ts = self.max_ts.max(ts);

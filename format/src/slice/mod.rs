@@ -2,19 +2,16 @@
 //! family and operation in one flush, stored as one zstd frame inside a merged object and
 //! described by a `DataFileInfo`.
 //!
-//! [`SliceBuilder`] (the observer's shards) writes one, as [`SliceStream`] when it is large, [`verify_slice`] (restore, verify) proves
-//! that stored bytes are what the metadata says. Source: tikv/tikv
+//! [`SliceBuilder`] (the observer's shards) writes one, [`verify_slice`] (restore, verify) proves that stored bytes are what the metadata says. Source: tikv/tikv
 //! `components/backup-stream/src/router.rs`.
 
 mod build;
 mod facts;
 mod plain;
-mod stream;
 mod verify;
 
 pub use build::{EncodedSlice, SealedSlice, SliceBuilder};
 pub use facts::SliceBuildError;
-pub use stream::SliceStream;
 pub use verify::{SliceError, verify_slice};
 
 use crate::{Cf, OpKind};
@@ -52,6 +49,7 @@ pub fn classify(user_key: &[u8]) -> (i64, bool) {
 }
 
 /// [`classify`] for an encoded key, with or without ts, without decoding more than the prefix.
+#[inline]
 pub fn classify_encoded(key: &[u8]) -> (i64, bool) {
     // The prefix lies in the first two groups of 8 bytes, each followed by its marker. The first
     // marker is 0xFF only if the user key goes on behind the first group.

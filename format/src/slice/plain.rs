@@ -1,8 +1,6 @@
 //! The plaintext of a slice in chunks: small at first, so that ten thousand slices of a few records
 //! cost little, and never copied when it grows.
 
-use crate::record::put_record;
-
 /// Size of the first chunk. Each further one is as large as all before it together, up to
 /// [`LAST_CHUNK`].
 const FIRST_CHUNK: usize = 1 << 10;
@@ -17,26 +15,34 @@ pub(super) struct PlainBuffer {
 }
 
 impl PlainBuffer {
-    /// Appends one record, over the end of a chunk where it does not fit.
-    pub(super) fn push(&mut self, key: &[u8], value: &[u8]) {
-        put_record(key, value, |part| self.put(part));
+    /// Appends one framed record, over the end of a chunk where it does not fit.
+    #[inline]
+    pub(super) fn push(&mut self, framed: &[u8]) {
+        match self.chunks.last_mut() {
+            Some(chunk) if framed.len() <= chunk.capacity() - chunk.len() => {
+                chunk.extend_from_slice(framed);
+            }
+            _ => self.push_over(framed),
+        }
     }
 
-    fn put(&mut self, mut part: &[u8]) {
-        loop {
-            if let Some(chunk) = self.chunks.last_mut() {
-                let room = chunk.capacity() - chunk.len();
-                if part.len() <= room {
-                    chunk.extend_from_slice(part);
-                    return;
+    #[cold]
+    fn push_over(&mut self, mut framed: &[u8]) {
+        while !framed.is_empty() {
+            let room = match self.chunks.last_mut() {
+                Some(chunk) => {
+                    let room = framed.len().min(chunk.capacity() - chunk.len());
+                    chunk.extend_from_slice(&framed[..room]);
+                    room
                 }
-                let (fits, rest) = part.split_at(room);
-                chunk.extend_from_slice(fits);
-                part = rest;
+                None => 0,
+            };
+            framed = &framed[room..];
+            if !framed.is_empty() {
+                let size = self.held.clamp(FIRST_CHUNK, LAST_CHUNK);
+                self.chunks.push(Vec::with_capacity(size));
+                self.held += size;
             }
-            let size = self.held.clamp(FIRST_CHUNK, LAST_CHUNK);
-            self.chunks.push(Vec::with_capacity(size));
-            self.held += size;
         }
     }
 
@@ -62,7 +68,7 @@ mod tests {
     fn a_slice_of_one_small_record_holds_one_small_chunk() {
         let mut plain = PlainBuffer::default();
         assert_eq!(plain.held_bytes(), 0);
-        plain.push(b"key", b"value");
+        plain.push(b"a framed record");
         assert!(
             plain.held_bytes() < FIRST_CHUNK + 128,
             "{}",
@@ -75,7 +81,7 @@ mod tests {
         let mut plain = PlainBuffer::default();
         let mut len = 0;
         for _ in 0..4000 {
-            plain.push(&[1; 30], &[2; 62]);
+            plain.push(&[1; 100]);
             len += 100;
             let bound = (2 * len).min(len + LAST_CHUNK) + FIRST_CHUNK + 2048;
             assert!(plain.held_bytes() <= bound, "{len}: {}", plain.held_bytes());
@@ -93,8 +99,9 @@ mod tests {
             let (mut plain, mut stream) = (PlainBuffer::default(), Vec::new());
             for (n, (key, value)) in lens.into_iter().chain([(5, large), (1, 1)]).enumerate() {
                 let (key, value) = (vec![n as u8; key], vec![!n as u8; value]);
-                plain.push(&key, &value);
+                let at = stream.len();
                 append_record(&mut stream, &key, &value).unwrap();
+                plain.push(&stream[at..]);
             }
             let chunks: Vec<_> = plain.into_chunks().collect();
             prop_assert!(chunks.iter().all(|chunk| chunk.capacity() <= LAST_CHUNK));

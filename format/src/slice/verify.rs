@@ -201,7 +201,7 @@ mod tests {
     use super::*;
     use crate::slice::{SealedSlice, SliceBuilder, SliceId};
     use crate::write_cf::WriteRecord;
-    use crate::{EncodedKey, KvRecord, OpKind, Ts};
+    use crate::{EncodedKey, KvRecord, OpKind, RecordBatch, Ts};
 
     const LIMIT: u64 = 1 << 20;
 
@@ -224,7 +224,9 @@ mod tests {
                     .into_bytes(),
                 value: WriteRecord::put(Ts::new(900 + i), Some(value)).to_bytes(),
             };
-            builder.append(&record).unwrap();
+            builder
+                .append(RecordBatch::of([&record]).unwrap().iter().next().unwrap())
+                .unwrap();
         }
         builder.seal().unwrap()
     }

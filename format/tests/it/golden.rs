@@ -6,7 +6,7 @@ use pitr_format::object_name::{Generation, MetaName, log_path};
 use pitr_format::record::RecordIter;
 use pitr_format::slice::{SliceBuilder, SliceId, classify_encoded, verify_slice};
 use pitr_format::write_cf::WriteRecord;
-use pitr_format::{Cf, KvRecord, OpKind, Ts, VersionedKey};
+use pitr_format::{Cf, KvRecord, OpKind, RecordBatch, Ts, VersionedKey};
 use pitr_proto::backup::{DataFileInfo, FileType};
 use uuid::Uuid;
 
@@ -94,7 +94,9 @@ fn sealing_the_same_records_gives_the_metadata_that_tikv_computed() {
             for record in records(archive, &theirs) {
                 let class = (theirs.table_id, theirs.is_meta);
                 assert_eq!(classify_encoded(&record.key), class);
-                builder.append(&record).unwrap();
+                builder
+                    .append(RecordBatch::of([&record]).unwrap().iter().next().unwrap())
+                    .unwrap();
             }
             let ours = builder.seal().unwrap();
             verify_slice(&ours.info, &ours.stored, LIMIT).unwrap();

@@ -9,14 +9,14 @@ use pitr_budget::MemoryBudget;
 use pitr_budget::spill::SpillDir;
 use pitr_format::record::RecordIter;
 use pitr_format::slice::{SliceBuilder, SliceId, verify_slice};
-use pitr_format::{Cf, EncodedKey, KvRecord, OpKind, Ts};
+use pitr_format::{Cf, EncodedKey, KvRecord, OpKind, RecordBatch, Ts};
 use pitr_proto::backup::DataFileInfo;
 use prometheus::IntGauge;
 use proptest::prelude::*;
 
-use super::{Closed, Contexts, Place, StoredSlice};
+use super::{Closed, Place, StoredSlice, Tools};
 use crate::pressure::Pressure;
-use crate::slices::OpenSlices;
+use crate::slices::{CLOSE_AT, CLOSE_SHORT_AT, OpenSlices};
 
 #[derive(Clone, Debug)]
 enum Op {
@@ -114,7 +114,7 @@ fn sums(slices: &[StoredSlice]) -> (BTreeMap<SliceId, Sum>, usize) {
 /// The shard with everything around it, on one thread.
 struct Shard {
     budget: Arc<MemoryBudget>,
-    contexts: Contexts,
+    tools: Tools,
     pressure: Pressure,
     open: OpenSlices,
     stored: Vec<StoredSlice>,
@@ -122,16 +122,16 @@ struct Shard {
 
 impl Shard {
     fn store(&mut self, closed: Closed) {
-        let slice = closed.store(&self.contexts).unwrap();
+        let slice = closed.store(&mut self.tools).unwrap();
         self.pressure.stored(&slice.body);
         self.stored.push(slice);
     }
 
     fn store_closed(&mut self) {
         let closed: Vec<_> = self.open.take_closed().collect();
-        for (draft, bytes) in closed {
+        for (slice, bytes) in closed {
             let held = self.budget.try_reserve(bytes);
-            self.store(Closed { draft, held });
+            self.store(Closed { slice, held });
         }
     }
 
@@ -143,9 +143,9 @@ impl Shard {
 
     /// Ends a generation; what it holds, oldest first.
     fn seal(&mut self) -> Vec<StoredSlice> {
-        for (draft, bytes) in self.open.seal().into_drafts() {
+        for (slice, bytes) in self.open.seal().into_slices() {
             let held = self.budget.try_reserve(bytes);
-            self.store(Closed { draft, held });
+            self.store(Closed { slice, held });
         }
         std::mem::take(&mut self.stored)
     }
@@ -155,9 +155,9 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
     #[test]
-    fn closing_streaming_and_spilling_change_nothing_of_the_records(
+    fn closing_and_spilling_change_nothing_of_the_records(
         ops in proptest::collection::vec(op(), 1..120),
-        streams in 0usize..3,
+        short in any::<bool>(),
         quota in prop_oneof![Just(0u64), Just(300_000), Just(1 << 30)],
     ) {
         let temp = tempfile::tempdir().unwrap();
@@ -165,7 +165,7 @@ proptest! {
         let budget = MemoryBudget::new(64 << 20);
         let gauge = IntGauge::new("disk", "disk").unwrap();
         let mut shard = Shard {
-            contexts: Contexts::new(Arc::clone(&budget), 1, streams),
+            tools: Tools::new(Arc::clone(&budget)),
             pressure: Pressure::new(Arc::clone(&budget), Some(Arc::clone(&dir)), gauge),
             budget,
             open: OpenSlices::new(1 << 20),
@@ -178,8 +178,8 @@ proptest! {
                 Op::Append(region_id, size) => {
                     let record = record(n, size);
                     let resolved = Ts::new(n as u64 / 2);
-                    let contexts = &shard.contexts;
-                    shard.open.append(region_id, resolved, &record, contexts).unwrap();
+                    let close_at = if short { CLOSE_SHORT_AT } else { CLOSE_AT };
+                    shard.open.append(region_id, resolved, RecordBatch::of([&record]).unwrap().iter().next().unwrap(), close_at).unwrap();
                     let id = SliceId {
                         table_id: 0,
                         region_id,
@@ -188,7 +188,7 @@ proptest! {
                         is_meta: false,
                     };
                     let slice = simple.entry(id).or_insert_with(|| SliceBuilder::new(id));
-                    slice.append(&record).unwrap();
+                    slice.append(RecordBatch::of([&record]).unwrap().iter().next().unwrap()).unwrap();
                     slice.note_resolved(resolved);
                 }
                 Op::CloseHalf => shard.open.close_larger_half(),
@@ -212,7 +212,7 @@ proptest! {
                 }
             }
         }
-        shard.contexts.trim();
+        shard.tools.rest();
         prop_assert_eq!(shard.budget.used(), 0);
         shard.pressure.next_file();
         prop_assert_eq!(dir.used(), 0);
@@ -223,11 +223,21 @@ proptest! {
 fn what_is_being_uploaded_stays_in_memory() {
     let temp = tempfile::tempdir().unwrap();
     let dir = SpillDir::open(temp.path(), 1 << 20).unwrap();
-    let contexts = Contexts::unlimited();
     let mut open = OpenSlices::new(1 << 20);
-    open.append(1, Ts::ZERO, &record(1, 10), &contexts).unwrap();
-    let (draft, _) = open.seal().into_drafts().next().unwrap();
-    let slice = Closed { draft, held: None }.store(&contexts).unwrap();
+    open.append(
+        1,
+        Ts::ZERO,
+        RecordBatch::of([&record(1, 10)])
+            .unwrap()
+            .iter()
+            .next()
+            .unwrap(),
+        CLOSE_AT,
+    )
+    .unwrap();
+    let (slice, _) = open.seal().into_slices().next().unwrap();
+    let closed = Closed { slice, held: None };
+    let slice = closed.store(&mut Tools::unlimited()).unwrap();
     let mut file = dir.create().unwrap();
     let reader = slice.body.place();
     assert_eq!(slice.body.spill(&mut file).unwrap(), 0);

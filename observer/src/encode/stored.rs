@@ -6,11 +6,10 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use pitr_budget::Reservation;
 use pitr_budget::spill::{Extent, SpillError, SpillFile};
-use pitr_format::slice::{EncodedSlice, SliceBuildError, SliceBuilder, SliceId, SliceStream};
-use pitr_format::{KvRecord, Ts};
+use pitr_format::slice::{EncodedSlice, SliceBuildError, SliceBuilder, SliceId};
 use pitr_proto::backup::DataFileInfo;
 
-use super::contexts::{ContextRoom, Contexts};
+use super::tools::Tools;
 
 /// What the metadata of one stored slice takes in memory, until its generation is durable: the
 /// description in the slice and again in the meta, keys, and the bookkeeping around it.
@@ -18,82 +17,16 @@ const FACTS_BYTES: u64 = 1536;
 
 /// A slice that gets no more records.
 pub(crate) struct Closed {
-    pub draft: Draft,
-    /// For everything that the draft holds.
+    pub slice: SliceBuilder,
+    /// For everything that the slice holds.
     pub held: Option<Reservation>,
 }
 
 impl Closed {
     /// Compresses the slice and keeps it in memory.
-    pub fn store(self, contexts: &Contexts) -> Result<StoredSlice, SliceBuildError> {
-        let encoded = self.draft.encode(contexts)?;
+    pub fn store(self, tools: &mut Tools) -> Result<StoredSlice, SliceBuildError> {
+        let encoded = tools.encode(self.slice)?;
         Ok(StoredSlice::new(encoded, self.held))
-    }
-}
-
-/// The records of a slice that is not stored yet.
-pub(crate) enum Draft {
-    /// Plaintext.
-    Plain(SliceBuilder),
-    /// Compressed up to its last records.
-    Stream(Box<SliceStream>, ContextRoom),
-}
-
-impl Draft {
-    #[cfg(test)]
-    pub fn id(&self) -> &SliceId {
-        match self {
-            Draft::Plain(slice) => slice.id(),
-            Draft::Stream(slice, _) => slice.id(),
-        }
-    }
-
-    /// Plaintext bytes.
-    pub fn plain_len(&self) -> usize {
-        match self {
-            Draft::Plain(slice) => slice.plain_len(),
-            Draft::Stream(slice, _) => slice.plain_len(),
-        }
-    }
-
-    /// Appends one record; on an error the slice is unchanged.
-    pub fn append(&mut self, record: &KvRecord, resolved: Ts) -> Result<(), SliceBuildError> {
-        match self {
-            Draft::Plain(slice) => {
-                slice.append(record)?;
-                slice.note_resolved(resolved);
-            }
-            Draft::Stream(slice, _) => {
-                slice.append(record)?;
-                slice.note_resolved(resolved);
-            }
-        }
-        Ok(())
-    }
-
-    /// Bytes allocated, without a stream's context, which has a reservation of its own.
-    pub fn held_bytes(&self) -> usize {
-        match self {
-            Draft::Plain(slice) => slice.held_bytes(),
-            Draft::Stream(slice, _) => slice.held_bytes(),
-        }
-    }
-
-    /// Compresses what is left to compress.
-    fn encode(self, contexts: &Contexts) -> Result<EncodedSlice, SliceBuildError> {
-        let (encoded, encoder, room) = match self {
-            Draft::Plain(slice) => {
-                let mut lease = contexts.for_encoder()?;
-                let encoded = slice.encode(&mut lease.encoder);
-                (encoded, lease.encoder, lease.held)
-            }
-            Draft::Stream(slice, room) => {
-                let (encoded, encoder) = slice.finish();
-                (encoded, encoder, room)
-            }
-        };
-        contexts.give_back(encoder, room);
-        encoded
     }
 }
 

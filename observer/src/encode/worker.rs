@@ -8,13 +8,13 @@ use pitr_env::{Spawn, Step, Worker};
 use pitr_format::slice::SliceBuildError;
 use tokio::sync::{Notify, oneshot};
 
-use super::contexts::Contexts;
 use super::stored::{Closed, StoredSlice};
+use super::tools::Tools;
 use crate::pressure::Pressure;
 
 /// Jobs that wait at most, per worker.
 const QUEUE: usize = 64;
-/// Idle contexts are dropped after this time without work.
+/// A worker drops its tools after this time without work.
 const REST: Duration = Duration::from_secs(1);
 
 /// What became of a closed slice.
@@ -39,7 +39,6 @@ impl Encoders {
         count: usize,
         spawner: &dyn Spawn,
         pressure: Arc<Pressure>,
-        contexts: Arc<Contexts>,
     ) -> std::io::Result<Self> {
         let count = count.max(1);
         let (queue, inbox) = bounded(count * QUEUE);
@@ -49,7 +48,7 @@ impl Encoders {
                 inbox: inbox.clone(),
                 room: Arc::clone(&room),
                 pressure: Arc::clone(&pressure),
-                contexts: Arc::clone(&contexts),
+                tools: Tools::new(Arc::clone(pressure.budget())),
             };
             spawner.worker(format!("backup-encode-{index}"), Box::new(worker))?;
         }
@@ -106,14 +105,14 @@ struct EncodeWorker {
     inbox: Receiver<Job>,
     room: Arc<Notify>,
     pressure: Arc<Pressure>,
-    contexts: Arc<Contexts>,
+    tools: Tools,
 }
 
 impl EncodeWorker {
-    fn handle(&self, job: Job) {
+    fn handle(&mut self, job: Job) {
         self.room.notify_waiters();
         if let Job::Encode(slice, reply) = job {
-            let stored = slice.store(&self.contexts);
+            let stored = slice.store(&mut self.tools);
             if let Ok(stored) = &stored {
                 self.pressure.stored(&stored.body);
             }
@@ -136,12 +135,12 @@ impl Worker for EncodeWorker {
         }
     }
 
-    fn run(self: Box<Self>) {
+    fn run(mut self: Box<Self>) {
         loop {
             match self.inbox.recv_timeout(REST) {
                 Ok(job) => self.handle(job),
                 Err(RecvTimeoutError::Timeout) => {
-                    self.contexts.trim();
+                    self.tools.rest();
                     match self.inbox.recv() {
                         Ok(job) => self.handle(job),
                         Err(_) => return,

@@ -17,7 +17,7 @@ use pitr_format::slice::SliceBuildError;
 use pitr_format::{Class, Ts};
 use pitr_proto::metapb::RegionEpoch;
 
-use crate::encode::{Closed, Contexts, StoredSlice};
+use crate::encode::{Closed, StoredSlice, Tools};
 use crate::flush::upload::Upload;
 use crate::frontier::RangeProgress;
 use crate::shard::{Fault, ShardSeal};
@@ -68,10 +68,10 @@ impl Generation {
     /// for those who drive [`crate::ShardCore`] themselves. `id` counts the seals of one observer
     /// from 1.
     pub fn assemble(id: u64, seals: Vec<ShardSeal>) -> Result<Self, SealError> {
-        let contexts = Contexts::unlimited();
+        let mut tools = Tools::unlimited();
         let shards = seals
             .into_iter()
-            .map(|seal| store_here(seal, &contexts))
+            .map(|seal| store_here(seal, &mut tools))
             .collect::<Result<_, _>>()?;
         Ok(Self::of_shards(id, shards))
     }
@@ -198,16 +198,16 @@ impl FlushedProof {
     }
 }
 
-fn store_here(seal: ShardSeal, contexts: &Contexts) -> Result<SealedShard, SliceBuildError> {
+fn store_here(seal: ShardSeal, tools: &mut Tools) -> Result<SealedShard, SliceBuildError> {
     let mut reservation = seal.reservation;
-    let open = seal.slots.into_drafts().map(|(draft, bytes)| Closed {
-        draft,
+    let open = seal.slots.into_slices().map(|(slice, bytes)| Closed {
+        slice,
         held: reservation.as_mut().map(|held| held.split(bytes)),
     });
     let slices = seal.backlog.into_iter().chain(open);
     Ok(SealedShard {
         slices: slices
-            .map(|slice| slice.store(contexts))
+            .map(|slice| slice.store(tools))
             .collect::<Result<_, _>>()?,
         claims: seal.claims,
         faults: seal.faults,

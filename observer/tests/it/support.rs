@@ -10,7 +10,7 @@ use pitr_format::meta::decode_metadata;
 use pitr_format::record::RecordIter;
 use pitr_format::slice::verify_slice;
 use pitr_format::write_cf::WriteRecord;
-use pitr_format::{Cf, Class, EncodedKey, EncodedRange, KvRecord, OpKind, Ts};
+use pitr_format::{Cf, Class, EncodedKey, EncodedRange, KvRecord, OpKind, RecordBatch, Ts};
 use pitr_observer::{
     Env, ProgressSink, RegionMeta, ShardCore, SinkError, SourceEvent, SubId, TaskRanges,
 };
@@ -64,6 +64,7 @@ pub fn started(sub: SubId, region: RegionMeta, checkpoint_ts: u64) -> SourceEven
 }
 
 pub fn batch(sub: SubId, records: Vec<KvRecord>) -> SourceEvent {
+    let records = RecordBatch::of(&records).unwrap();
     SourceEvent::Batch { sub, records }
 }
 

@@ -8,7 +8,7 @@ use pitr_format::meta::{build_group, build_metadata, encode_metadata};
 use pitr_format::object_name::{self, MetaName};
 use pitr_format::slice::{SliceBuilder, SliceId};
 use pitr_format::write_cf::WriteRecord;
-use pitr_format::{Cf, EncodedKey, KvRecord, OpKind, Ts};
+use pitr_format::{Cf, EncodedKey, KvRecord, OpKind, RecordBatch, Ts};
 use pitr_proto::backup::Metadata;
 use pitr_restore_worker::{Archive, Env};
 use pitr_storage::SharedStorage;
@@ -98,7 +98,7 @@ impl Synthetic {
             slices
                 .entry((cf, op))
                 .or_insert_with(|| SliceBuilder::new(id))
-                .append(record)
+                .append(RecordBatch::of([record]).unwrap().iter().next().unwrap())
                 .unwrap();
         }
         let (mut object, mut infos) = (Vec::new(), Vec::new());
