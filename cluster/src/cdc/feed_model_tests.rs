@@ -122,7 +122,7 @@ fn seen(events: Vec<CdcEvent>) -> BTreeMap<SubId, Vec<String>> {
     for event in events {
         match event {
             CdcEvent::Records { sub, records } => {
-                let show = |r: &pitr_format::KvRecord| {
+                let show = |r: pitr_format::RecordRef<'_>| {
                     format!(
                         "{:?} {:?} {}+{:?}",
                         r.cf,

@@ -2,7 +2,7 @@
 //! disk of any size: what the user gets is what was accepted, in its order, without holes.
 
 use pitr_budget::spill::SpillDir;
-use pitr_format::{Cf, KvRecord, OpKind, Ts};
+use pitr_format::{Cf, KvRecord, OpKind, RecordBatch, Ts};
 use proptest::prelude::*;
 
 use super::super::{EndKind, EndReason};
@@ -35,8 +35,9 @@ fn any_op() -> impl Strategy<Value = Op> {
 fn show(event: &CdcEvent) -> String {
     match event {
         CdcEvent::Records { sub, records } => {
-            let bytes: usize = records.iter().map(KvRecord::size).sum();
-            let number = u64::from_be_bytes(records[0].key[..].try_into().unwrap());
+            let bytes = records.plain_len();
+            let first = records.iter().next().unwrap();
+            let number = u64::from_be_bytes(first.key.try_into().unwrap());
             format!("rows {} #{number} {bytes}", sub.0)
         }
         CdcEvent::Initialized { sub } => format!("init {}", sub.0),
@@ -57,9 +58,10 @@ fn records(sub: u64, number: u64, size: usize) -> CdcEvent {
         key: number.to_be_bytes().to_vec().into(),
         value: value.into(),
     };
+    let records = [record(vec![number as u8; size]), record(vec![1; size / 3])];
     CdcEvent::Records {
         sub: SubId(sub),
-        records: vec![record(vec![number as u8; size]), record(vec![1; size / 3])],
+        records: RecordBatch::of(&records).unwrap(),
     }
 }
 

@@ -195,7 +195,7 @@ fn events_of_a_subscription_that_is_over_or_never_was_are_dropped_in_silence() {
         rig.resolved(&[sub]);
         rig.cdc(CdcEvent::Records {
             sub: SubId(sub),
-            records: Vec::new(),
+            records: pitr_format::RecordBatch::default(),
         });
         assert!(rig.step().is_empty(), "{sub}");
     }

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Mutex;
 
 use bytes::Bytes;
-use pitr_format::{Cf, EncodedKey, KvRecord, OpKind};
+use pitr_format::{Cf, EncodedKey, KvRecord, OpKind, RecordBatch};
 use proptest::prelude::*;
 use proptest::sample::Index;
 
@@ -379,12 +379,13 @@ impl World {
         let event = match sent {
             Sent::Row(cell, ts) => CdcEvent::Records {
                 sub: id,
-                records: vec![KvRecord {
+                records: RecordBatch::of([&KvRecord {
                     cf: Cf::Write,
                     op: OpKind::Put,
                     key: vec![cell as u8].into(),
                     value: ts.to_be_bytes().to_vec().into(),
-                }],
+                }])
+                .unwrap(),
             },
             Sent::Initialized => CdcEvent::Initialized { sub: id },
             Sent::Resolved(ts) => CdcEvent::Resolved {
@@ -509,7 +510,7 @@ impl World {
                     self.claims.contains_key(&sub),
                     "rows of a dead subscription"
                 );
-                for record in records {
+                for record in &records {
                     let ts = u64::from_be_bytes(record.value[..].try_into().unwrap());
                     self.delivered.insert((record.key[0] as usize, ts));
                 }

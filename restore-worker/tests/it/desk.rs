@@ -8,7 +8,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use pitr_budget::MemoryBudget;
 use pitr_format::slice::{SliceBuilder, SliceId};
-use pitr_format::{EncodedKey, KvRecord};
+use pitr_format::{EncodedKey, KvRecord, RecordBatch};
 use pitr_proto::backup::storage_backend::Backend;
 use pitr_proto::backup::{Local, StorageBackend};
 use pitr_proto::import_sstpb::import_sst_server::ImportSst;
@@ -331,7 +331,7 @@ pub fn sealed(records: &[KvRecord]) -> pitr_format::slice::SealedSlice {
         op,
         is_meta: false,
     });
-    for record in records {
+    for record in &RecordBatch::of(records).unwrap() {
         builder.append(record).unwrap();
     }
     builder.seal().unwrap()
