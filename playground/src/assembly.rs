@@ -1,115 +1,103 @@
 //! Opens the parts of the playground and wires them together.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
-use pitr_budget::MemoryBudget;
+use parking_lot::Mutex;
 use pitr_format::Ts;
-use pitr_proto::cdcpb::change_data_server::ChangeDataServer;
 use pitr_proto::metapb;
-use pitr_restore_worker::Env;
-use pitr_restore_worker::engine::rocks::RocksEngine;
-use pitr_restore_worker::service::{ImportLimits, ImportService};
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
-use tonic::transport::Server;
+use tokio::sync::mpsc;
 use tonic::transport::server::TcpIncoming;
 
-use crate::cdc::host::Host;
-use crate::cdc::hub::Hub;
-use crate::cdc::service::{ChangeDataService, Limits};
-use crate::cdc::ticker;
 use crate::coordinator::{Coordinator, OwnPd, TimestampError};
-use crate::import_host::StoreImport;
-use crate::node::{Listeners, PlaygroundConfig, StartError};
+use crate::node::{PlaygroundConfig, StartError, listen_store};
+use crate::outage::OutageError;
 use crate::pd::clock::system_clock;
 use crate::realpd::RealPd;
-use crate::status;
-use crate::store::service::TikvService;
+use crate::server::{ServerParts, StoreAddress, StoreListeners, StoreServer};
 use crate::store::{RegionIds, Store, StoreOptions};
 
 /// Version that the store reports.
 pub const STORE_VERSION: &str = "8.5.6";
 const STORE_ID: u64 = 1;
-const FIRST_REGION: RegionIds = RegionIds { region: 2, peer: 3 };
-/// Memory of the import service: slices, cached or in use, and pieces of downloads.
-const IMPORT_MEMORY: u64 = 512 << 20;
+const FIRST_REGION: u64 = 2;
+const FIRST_PEER: u64 = 3;
 /// Larger messages are refused, as TiKV does by its raft entry limit and PD's etcd at 150 MiB.
 pub(crate) const MAX_MESSAGE: usize = 256 << 20;
 
 /// The open parts.
 pub(crate) struct Parts {
-    pd: Coordinator,
-    store: Arc<Store>,
-    hub: Arc<Hub>,
-    meta: metapb::Store,
-    store_addr: SocketAddr,
-    interval: Duration,
-    import_dir: PathBuf,
+    pd: Arc<Coordinator>,
+    first: Arc<StoreServer>,
+    /// All of them, the first too.
+    servers: Vec<Arc<StoreServer>>,
+    /// One stop or start at a time.
+    pub(crate) outages: Mutex<()>,
 }
 
 /// Where the services listen.
 pub(crate) struct Addresses {
     /// Of the own PD.
     pub(crate) pd: Option<SocketAddr>,
-    pub(crate) store: SocketAddr,
-    pub(crate) status: Option<SocketAddr>,
+    /// Of each store: the store itself and its status.
+    pub(crate) stores: Vec<(SocketAddr, Option<SocketAddr>)>,
 }
 
 impl Parts {
-    /// Opens the data; with a real PD it registers there, for which `runtime` has to run.
+    /// Opens the data; with a real PD it registers there, for which `runtime` has to run. Also gives
+    /// what tells when a store ends by itself.
     pub(crate) fn open(
         config: &PlaygroundConfig,
         addresses: &Addresses,
         runtime: Handle,
-    ) -> Result<Arc<Self>, StartError> {
+    ) -> Result<(Arc<Self>, mpsc::Receiver<String>), StartError> {
         let clock = system_clock();
-        let dir = &config.data_dir;
-        let (pd, options) = match addresses.pd {
-            Some(addr) => {
-                let own = OwnPd::open(config, clock.clone(), addr)?;
-                let options = StoreOptions {
-                    store_id: STORE_ID,
-                    first_region: FIRST_REGION,
-                    ids: own.ids(),
-                };
-                (Coordinator::Own(own), options)
+        let (pd, options) = open_pd(config, addresses, runtime)?;
+        let dirs = store_dirs(&config.data_dir, options.store_ids.len());
+        let dirs: Vec<&Path> = dirs.iter().map(PathBuf::as_path).collect();
+        let stores = Store::open(&dirs, options)?;
+        let pd = Arc::new(pd);
+        let (failed, failures) = mpsc::channel(1);
+        let mut servers = Vec::new();
+        for (at, (store, (addr, status))) in stores.iter().zip(&addresses.stores).enumerate() {
+            let address = StoreAddress {
+                id: store.store_id(),
+                store: *addr,
+                status: *status,
+            };
+            let meta = metapb::Store {
+                version: config.store_version.clone(),
+                start_timestamp: i64::try_from(clock() / 1000).unwrap_or(0),
+                ..store_meta(address)
+            };
+            if let Coordinator::Real(real) = &*pd {
+                real.join(store, meta.clone())?;
+                store.observe(real.observer());
             }
-            None => {
-                let real = RealPd::connect(&config.real_pd, dir, runtime)?;
-                let options = StoreOptions {
-                    store_id: real.identity().store_id(),
-                    first_region: real.identity().first_region(),
-                    ids: real.clone(),
-                };
-                (Coordinator::Real(real), options)
-            }
-        };
-        let store = Store::open(&dir.join("store"), options)?;
-        let meta = metapb::Store {
-            version: config.store_version.clone(),
-            start_timestamp: i64::try_from(clock() / 1000).unwrap_or(0),
-            ..store_meta(&store, addresses)
-        };
-        if let Coordinator::Real(real) = &pd {
-            real.join(&store, meta.clone())?;
-            store.observe(real.observer());
+            // Reads of the last run were below this; no commit may land among them.
+            store.raise_max_ts(pd.timestamp()?);
+            servers.push(StoreServer::new(ServerParts {
+                pd: pd.clone(),
+                clock: clock.clone(),
+                store: store.clone(),
+                meta,
+                address,
+                interval: config.resolved_ts_interval,
+                import_dir: config.data_dir.join(numbered("import", at)),
+                failed: failed.clone(),
+            }));
         }
-        // Reads of the last run were below this; no commit may land among them.
-        store.raise_max_ts(pd.timestamp()?);
-        let hub = Arc::new(Hub::new(store.engine().clone()));
-        store.observe(hub.clone());
-        Ok(Arc::new(Parts {
+        let first = servers.first().cloned().ok_or(StartError::Stores(0))?;
+        let parts = Parts {
             pd,
-            store,
-            hub,
-            meta,
-            store_addr: addresses.store,
-            interval: config.resolved_ts_interval,
-            import_dir: dir.join("import"),
-        }))
+            first,
+            servers,
+            outages: Mutex::new(()),
+        };
+        Ok((Arc::new(parts), failures))
     }
 
     pub(crate) fn cluster_id(&self) -> u64 {
@@ -121,70 +109,117 @@ impl Parts {
         self.pd.addr()
     }
 
-    pub(crate) fn store(&self) -> &Arc<Store> {
-        &self.store
+    pub(crate) fn first(&self) -> &Arc<StoreServer> {
+        &self.first
+    }
+
+    pub(crate) fn servers(&self) -> &[Arc<StoreServer>] {
+        &self.servers
     }
 
     pub(crate) fn timestamp(&self) -> Result<Ts, TimestampError> {
         self.pd.timestamp()
     }
 
-    /// Serves until one of the services fails.
-    pub(crate) async fn serve(self: Arc<Self>, listeners: Listeners) -> Result<(), String> {
-        let status = async {
-            match listeners.status {
-                Some(listener) => {
-                    let listener = TcpListener::from_std(listener).map_err(|e| e.to_string())?;
-                    status::serve(listener, &self.store_addr.to_string()).await
-                }
-                None => std::future::pending().await,
-            }
-        };
-        let host: Arc<dyn Host> = self.clone();
-        tokio::select! {
-            ended = self.pd.serve(listeners.pd, self.store.clone(), self.meta.clone()) => ended,
-            ended = self.serve_store(listeners.store) => ended,
-            ended = status => ended,
-            () = ticker::run(host, self.hub.clone(), self.interval) => Ok(()),
+    /// Starts the services of every store.
+    pub(crate) fn start(&self, listeners: Vec<StoreListeners>) -> Result<(), StartError> {
+        for (server, listeners) in self.servers.iter().zip(listeners) {
+            server.start(listeners)?;
+        }
+        Ok(())
+    }
+
+    /// Ends the services of every store. Blocks until that is done.
+    pub(crate) fn end(&self) {
+        let _alone = self.outages.lock();
+        for server in &self.servers {
+            server.end();
         }
     }
 
-    async fn serve_store(self: &Arc<Self>, listener: std::net::TcpListener) -> Result<(), String> {
-        let host: Arc<dyn Host> = self.clone();
-        let cdc = ChangeDataService::new(host, self.hub.clone(), Limits::default());
-        let import = ImportService::new(
-            Arc::new(StoreImport::new(self.store.clone())),
-            &self.import_dir,
-            ImportLimits::default(),
-            Env::system(MemoryBudget::new(IMPORT_MEMORY)),
-        )
-        .map_err(|e| format!("import: {e}"))?;
-        // Go clients call a store down after one failure unless it answers health checks.
-        let (_reporter, health) = tonic_health::server::health_reporter();
-        let upkeep = import.upkeep();
-        let server = Server::builder()
-            .add_service(health)
-            .add_service(TikvService::server(self.store.clone()))
-            .add_service(ChangeDataServer::new(cdc))
-            .add_service(import.into_server())
-            .serve_with_incoming(incoming(listener)?);
+    /// Serves PD until it, or one of the stores, fails.
+    pub(crate) async fn serve(
+        &self,
+        listener: Option<std::net::TcpListener>,
+        mut failures: mpsc::Receiver<String>,
+    ) -> Result<(), String> {
         tokio::select! {
-            ended = server => ended.map_err(|e| format!("store: {e}")),
-            () = upkeep => Ok(()),
+            ended = self.pd.serve(listener, self.servers.clone()) => ended,
+            Some(error) = failures.recv() => Err(error),
         }
+    }
+
+    /// The server of a store.
+    pub(crate) fn server(&self, store_id: u64) -> Result<&Arc<StoreServer>, OutageError> {
+        let mut servers = self.servers.iter();
+        let found = servers.find(|server| server.store().store_id() == store_id);
+        found.ok_or(OutageError::Unknown(store_id))
+    }
+
+    /// The sockets of a store once more, at the addresses that clients know.
+    pub(crate) fn listen_again(address: StoreAddress) -> Result<StoreListeners, StartError> {
+        listen_store(address.store, address.status).map(|(listeners, _)| listeners)
     }
 }
 
+/// PD, and what it says about stores and regions.
+fn open_pd(
+    config: &PlaygroundConfig,
+    addresses: &Addresses,
+    runtime: Handle,
+) -> Result<(Coordinator, StoreOptions), StartError> {
+    let dir = &config.data_dir;
+    let Some(addr) = addresses.pd else {
+        let real = RealPd::connect(&config.real_pd, dir, runtime)?;
+        let options = StoreOptions {
+            store_ids: vec![real.identity().store_id()],
+            first_region: real.identity().first_region(),
+            ids: real.clone(),
+        };
+        return Ok((Coordinator::Real(real), options));
+    };
+    let own = OwnPd::open(config, system_clock(), addr)?;
+    // 1, 4, 6, 8 …, with the peers 3, 5, 7, 9 …: one store has the ids it always had.
+    let more = 2..=addresses.stores.len() as u64;
+    let options = StoreOptions {
+        store_ids: [STORE_ID]
+            .into_iter()
+            .chain(more.clone().map(|n| 2 * n))
+            .collect(),
+        first_region: RegionIds {
+            region: FIRST_REGION,
+            peers: [FIRST_PEER]
+                .into_iter()
+                .chain(more.map(|n| 2 * n + 1))
+                .collect(),
+        },
+        ids: own.ids(),
+    };
+    Ok((Coordinator::Own(own), options))
+}
+
+/// The first has the name, the others the name and their number.
+fn numbered(name: &str, at: usize) -> String {
+    match at {
+        0 => name.to_owned(),
+        at => format!("{name}-{}", at + 1),
+    }
+}
+
+fn store_dirs(dir: &Path, count: usize) -> Vec<PathBuf> {
+    (0..count)
+        .map(|at| dir.join(numbered("store", at)))
+        .collect()
+}
+
 /// The store as PD knows it.
-fn store_meta(store: &Store, addresses: &Addresses) -> metapb::Store {
+fn store_meta(address: StoreAddress) -> metapb::Store {
+    let status = address.status.map(|addr| reachable(addr).to_string());
     metapb::Store {
-        id: store.store_id(),
-        address: reachable(addresses.store).to_string(),
+        id: address.id,
+        address: reachable(address.store).to_string(),
         state: metapb::StoreState::Up.into(),
-        status_address: addresses
-            .status
-            .map(|addr| reachable(addr).to_string())
-            .unwrap_or_default(),
+        status_address: status.unwrap_or_default(),
         node_state: metapb::NodeState::Serving.into(),
         ..Default::default()
     }
@@ -203,29 +238,4 @@ pub(crate) fn reachable(addr: SocketAddr) -> SocketAddr {
         ip => ip,
     };
     SocketAddr::new(ip, addr.port())
-}
-
-impl Host for Parts {
-    fn cluster_id(&self) -> u64 {
-        self.pd.cluster_id()
-    }
-
-    fn engine(&self) -> &RocksEngine {
-        self.store.engine()
-    }
-
-    fn region(&self, id: u64) -> Option<metapb::Region> {
-        let regions = self.store.regions();
-        regions.get(id).map(|region| metapb::Region::clone(region))
-    }
-
-    fn timestamp(&self) -> Result<Ts, String> {
-        self.pd.timestamp().map_err(|e| e.to_string())
-    }
-
-    fn while_quiet(&self, floor: Ts, work: &mut dyn FnMut()) {
-        let mut writes = self.store.lock_writes();
-        writes.raise_max_ts(floor);
-        work();
-    }
 }

@@ -23,10 +23,11 @@ use crate::node::PlaygroundConfig;
 use crate::pd::clock::Clock;
 use crate::pd::service::PdService;
 use crate::pd::state::{StateError, StateFile};
-use crate::pd::topology::Topology;
+use crate::pd::topology::{Placed, Topology};
 use crate::pd::tso::TimestampOracle;
 use crate::realpd::{RealPd, RealPdError};
-use crate::store::{IdAllocator, RegionIds, SplitError, Store, context_of};
+use crate::server::StoreServer;
+use crate::store::{IdAllocator, RegionIds, SplitError, Store};
 
 /// Events that etcd keeps for watchers.
 const ETCD_HISTORY: usize = 10_000;
@@ -97,20 +98,21 @@ impl Coordinator {
     pub(crate) async fn serve(
         &self,
         listener: Option<TcpListener>,
-        store: Arc<Store>,
-        meta: metapb::Store,
+        servers: Vec<Arc<StoreServer>>,
     ) -> Result<(), String> {
         match (self, listener) {
             (Coordinator::Own(own), Some(listener)) => {
                 let etcd = EtcdService::new(own.etcd.clone());
                 tokio::select! {
-                    ended = own.serve(listener, store, meta) => ended,
+                    ended = own.serve(listener, servers) => ended,
                     () = etcd.expire_leases() => Ok(()),
                 }
             }
             (Coordinator::Own(_), None) => Err("PD: no address to listen on".to_owned()),
             (Coordinator::Real(real), _) => {
-                real.run(store).await;
+                if let Some(server) = servers.first() {
+                    real.run(server.store().clone()).await;
+                }
                 Ok(())
             }
         }
@@ -153,13 +155,10 @@ impl OwnPd {
     async fn serve(
         &self,
         listener: TcpListener,
-        store: Arc<Store>,
-        meta: metapb::Store,
+        servers: Vec<Arc<StoreServer>>,
     ) -> Result<(), String> {
         let topology = Arc::new(StoreTopology {
-            store,
-            meta,
-            clock: self.clock.clone(),
+            servers,
             ghosts: self.ghosts,
         });
         let pd = PdService::new(
@@ -186,55 +185,85 @@ impl OwnPd {
 struct PdIds(Arc<StateFile>);
 
 impl IdAllocator for PdIds {
-    fn alloc(&self, _: &metapb::Region, count: usize) -> Result<Vec<RegionIds>, String> {
+    fn alloc(&self, region: &metapb::Region, count: usize) -> Result<Vec<RegionIds>, String> {
+        let peers = region.peers.len() as u64;
+        let each = u32::try_from(peers + 1).map_err(|e| e.to_string())?;
         let one = |_| {
-            let last = self.0.alloc_ids(2).map_err(|e| e.to_string())?;
+            let last = self.0.alloc_ids(each).map_err(|e| e.to_string())?;
             Ok(RegionIds {
-                region: last - 1,
-                peer: last,
+                region: last - peers,
+                peers: (last - peers + 1..=last).collect(),
             })
         };
         (0..count).map(one).collect()
     }
 }
 
-/// The store as the own PD sees it.
+/// The stores as the own PD sees them.
 struct StoreTopology {
-    store: Arc<Store>,
-    meta: metapb::Store,
-    clock: Clock,
+    servers: Vec<Arc<StoreServer>>,
     ghosts: u64,
 }
 
+impl StoreTopology {
+    /// Any of the stores: all know all regions.
+    fn store(&self) -> Option<&Arc<Store>> {
+        self.servers.first().map(|server| server.store())
+    }
+}
+
 impl Topology for StoreTopology {
-    fn store(&self) -> metapb::Store {
-        let now_ms = i64::try_from((self.clock)()).unwrap_or(0);
-        metapb::Store {
-            last_heartbeat: now_ms.saturating_mul(1_000_000),
-            ..self.meta.clone()
-        }
+    fn stores(&self) -> Vec<metapb::Store> {
+        self.servers.iter().map(|server| server.meta()).collect()
     }
 
-    fn stores(&self) -> Vec<metapb::Store> {
-        let store = self.store();
+    fn ghosts(&self) -> Vec<metapb::Store> {
+        let first = self.servers.first().map(|server| server.meta());
         let ghost = |n| metapb::Store {
             id: GHOST_IDS + n,
             address: format!("ghost-{n}:20160"),
-            ..store.clone()
+            ..first.clone().unwrap_or_default()
         };
-        let ghosts = (0..self.ghosts).map(ghost);
-        std::iter::once(store.clone()).chain(ghosts).collect()
+        (0..self.ghosts).map(ghost).collect()
     }
 
-    fn regions(&self) -> Vec<metapb::Region> {
-        let regions = self.store.regions();
-        regions.iter().map(|r| metapb::Region::clone(r)).collect()
+    fn regions(&self) -> Vec<Placed> {
+        let Some(regions) = self.store().map(|store| store.regions()) else {
+            return Vec::new();
+        };
+        let placed = |region: &Arc<metapb::Region>| Placed {
+            region: metapb::Region::clone(region),
+            leader: regions.leader(region.id).cloned(),
+        };
+        regions.iter().map(placed).collect()
+    }
+
+    fn scatter(&self, region_id: u64) {
+        let Some(regions) = self.store().map(|store| store.regions()) else {
+            return;
+        };
+        let up = self.servers.iter().filter(|s| s.store().is_up());
+        let load = |s: &&Arc<StoreServer>| regions.led_by(Some(s.store().store_id())).len();
+        let (Some(idle), Some(leader)) = (up.min_by_key(load), regions.leader(region_id)) else {
+            return;
+        };
+        let leads = regions.led_by(Some(leader.store_id)).len();
+        if leads <= load(&idle) + 1 {
+            return;
+        }
+        // A region that changed meanwhile stays where it is.
+        let _ = idle
+            .store()
+            .transfer_leader(region_id, idle.store().store_id());
     }
 
     fn split(&self, keys: &[Bytes]) -> Result<Vec<u64>, String> {
         // One split per region, as PD's operators do it: the parts get one version.
         let mut wanted: BTreeMap<u64, (Arc<metapb::Region>, Vec<Bytes>)> = BTreeMap::new();
-        let regions = self.store.regions();
+        let Some(store) = self.store() else {
+            return Err("there is no store".to_owned());
+        };
+        let regions = store.regions();
         for key in keys {
             if let Some(region) = regions.find(key)
                 && region.start_key != *key
@@ -246,7 +275,8 @@ impl Topology for StoreTopology {
         }
         let mut new = Vec::new();
         for (id, (region, keys)) in wanted {
-            let parts = self.store.split(Some(&context_of(&region)), keys);
+            let context = store.regions().context(&region);
+            let parts = store.leading(id).split(Some(&context), keys);
             let parts = parts.map_err(|e| match e {
                 SplitError::Refused(error) => error.message,
                 other => other.to_string(),

@@ -1,4 +1,4 @@
-//! `tikv-pitr-playground`: PD and one TiKV store in one process, for demos and tests.
+//! `tikv-pitr-playground`: PD and one or several TiKV stores in one process, for demos and tests.
 
 use std::io::Write;
 use std::net::SocketAddr;
@@ -7,11 +7,12 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
-use pitr_playground::{Playground, PlaygroundConfig};
+use pitr_playground::{Playground, PlaygroundConfig, StoreAddress};
 use tokio::signal::unix::{SignalKind, signal};
 
-/// A PD and a TiKV store in one process, for demos and tests. One node, no raft, no replication:
-/// never for production.
+/// A PD and one or several TiKV stores in one process, for demos and tests. There is no raft: every
+/// region has a peer on every store, and each command is written to all running stores in one order.
+/// Never for production.
 #[derive(Debug, Parser)]
 #[command(name = "tikv-pitr-playground", version)]
 struct Arguments {
@@ -25,12 +26,19 @@ struct Arguments {
     /// Address of the playground's own PD and etcd; port 0 takes a free one.
     #[arg(long, default_value = "127.0.0.1:2379")]
     pd_addr: SocketAddr,
-    /// Address of the store; port 0 takes a free one.
+    /// Number of stores, each with its own database and address; with --pd only 1.
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    stores: usize,
+    /// Address of the store, further ones on the ports above; port 0 takes free ones.
     #[arg(long, default_value = "127.0.0.1:20160")]
     store_addr: SocketAddr,
-    /// Address of the store's HTTP status; none if left out.
+    /// Address of the store's HTTP status, further ones on the ports above; none if left out.
     #[arg(long)]
     status_addr: Option<SocketAddr>,
+    /// Address for commands over HTTP, none if left out: GET /regions, GET /stores,
+    /// POST /regions/ID/leader/STORE, POST /stores/ID/stop, …/crash, …/start.
+    #[arg(long)]
+    admin_addr: Option<SocketAddr>,
     /// Cluster id of a new data directory; random if left out.
     #[arg(long)]
     cluster_id: Option<u64>,
@@ -64,7 +72,9 @@ fn run(arguments: Arguments) -> Result<(), Box<dyn std::error::Error>> {
     let playground = Playground::start(PlaygroundConfig {
         real_pd: arguments.pd,
         pd_addr: arguments.pd_addr,
+        stores: arguments.stores,
         store_addr: arguments.store_addr,
+        admin_addr: arguments.admin_addr,
         status_addr: arguments.status_addr,
         cluster_id: arguments.cluster_id,
         resolved_ts_interval: Duration::from_millis(arguments.resolved_ts_interval),
@@ -86,11 +96,15 @@ fn run(arguments: Arguments) -> Result<(), Box<dyn std::error::Error>> {
 
 /// One line of JSON: who reads it knows that the playground serves, and where.
 fn announce(playground: &Playground) -> std::io::Result<()> {
+    let store = |of: StoreAddress| serde_json::json!({ "id": of.id, "store_addr": of.store, "status_addr": of.status });
+    let stores: Vec<_> = playground.addresses().into_iter().map(store).collect();
     let line = serde_json::json!({
         "pd_addr": playground.pd_addr(),
         "store_addr": playground.store_addr(),
         "status_addr": playground.status_addr(),
         "cluster_id": playground.cluster_id(),
+        "stores": stores,
+        "admin_addr": playground.admin_addr(),
     });
     let mut out = std::io::stdout().lock();
     writeln!(out, "{line}")?;

@@ -1,7 +1,7 @@
-//! The playground as one process: PD with its etcd on one port, the store on another.
+//! The playground as one process: PD with its etcd on one port, each store on another.
 //!
-//! Everything runs on a runtime of its own inside one thread, because only the end of a runtime
-//! ends every connection: after [`Playground::shutdown`] nothing holds the data directory any
+//! PD and each store run on runtimes of their own, because only the end of a runtime ends every
+//! connection: after [`Playground::shutdown`] nothing holds the data directory any
 //! more and it can be opened again, whatever clients still hold.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
@@ -12,18 +12,23 @@ use std::time::Duration;
 
 use pitr_format::Class;
 use tokio::runtime::Runtime;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
+use crate::admin;
 use crate::assembly::{Addresses, Parts, STORE_VERSION};
 use crate::coordinator::{OwnPdError, TimestampError};
 use crate::etcd::error::EtcdError;
+use crate::outage::OutageError;
 use crate::pd::state::StateError;
 use crate::realpd::RealPdError;
-use crate::store::OpenError;
+use crate::server::{StoreAddress, StoreListeners, StoreServer};
+use crate::store::{OpenError, Store, TransferError};
 
-/// How long open connections and running scans may take to notice the end.
+/// How long PD's open connections may take to notice the end.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(5);
-const WORKERS: usize = 4;
+const WORKERS: usize = 2;
+/// Ids of further stores have to stay below those that the own PD gives out.
+const MAX_STORES: usize = 100;
 
 /// Resolved timestamps cannot come more often.
 pub const MIN_RESOLVED_TS_INTERVAL: Duration = Duration::from_millis(50);
@@ -38,10 +43,14 @@ pub struct PlaygroundConfig {
     pub real_pd: Vec<String>,
     /// Where the own PD and etcd listen; port 0 takes a free one.
     pub pd_addr: SocketAddr,
-    /// Where the store listens; port 0 takes a free one.
+    /// Number of stores, 1 to 100; with a real PD it has to be 1.
+    pub stores: usize,
+    /// Where the first store listens, the others on the ports above; port 0 takes free ones.
     pub store_addr: SocketAddr,
-    /// Where the store's HTTP status listens, if at all.
+    /// Where the first store's HTTP status listens, if at all, the others on the ports above.
     pub status_addr: Option<SocketAddr>,
+    /// Where commands on leaders and stores are taken over HTTP, if at all.
+    pub admin_addr: Option<SocketAddr>,
     /// Id of the own PD's cluster; random for a new directory, that of the directory for an old one.
     pub cluster_id: Option<u64>,
     /// How often resolved timestamps are sent; at least [`MIN_RESOLVED_TS_INTERVAL`].
@@ -60,8 +69,10 @@ impl PlaygroundConfig {
             data_dir: data_dir.into(),
             real_pd: Vec::new(),
             pd_addr: free,
+            stores: 1,
             store_addr: free,
             status_addr: None,
+            admin_addr: None,
             cluster_id: None,
             resolved_ts_interval: Duration::from_secs(1),
             store_version: STORE_VERSION.to_owned(),
@@ -103,6 +114,9 @@ pub enum StartError {
         /// What the system says.
         source: std::io::Error,
     },
+    /// Too many stores, or none, or several at a real PD.
+    #[error("{0} stores: 1 to {MAX_STORES} are possible, with a real PD only 1")]
+    Stores(usize),
     /// The interval is too short.
     #[error("resolved-ts interval {0:?} is below {MIN_RESOLVED_TS_INTERVAL:?}")]
     Interval(Duration),
@@ -117,7 +131,7 @@ impl StartError {
             StartError::Etcd(e) => e.class(),
             StartError::RealPd(e) => e.class(),
             StartError::Store(e) => e.class(),
-            StartError::Interval(_) => Class::Permanent,
+            StartError::Stores(_) | StartError::Interval(_) => Class::Permanent,
         }
     }
 }
@@ -143,8 +157,7 @@ impl From<OwnPdError> for StartError {
 /// A running playground. Dropping it stops it too, without waiting for the end.
 pub struct Playground {
     pd_addr: SocketAddr,
-    store_addr: SocketAddr,
-    status_addr: Option<SocketAddr>,
+    admin_addr: Option<SocketAddr>,
     cluster_id: u64,
     parts: Arc<Parts>,
     stop: Option<oneshot::Sender<()>>,
@@ -155,8 +168,8 @@ pub struct Playground {
 pub(crate) struct Listeners {
     /// Of the own PD.
     pub(crate) pd: Option<TcpListener>,
-    pub(crate) store: TcpListener,
-    pub(crate) status: Option<TcpListener>,
+    pub(crate) stores: Vec<StoreListeners>,
+    pub(crate) admin: Option<(TcpListener, SocketAddr)>,
 }
 
 fn listen(what: &'static str, addr: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
@@ -168,44 +181,69 @@ fn listen(what: &'static str, addr: SocketAddr) -> Result<(TcpListener, SocketAd
     bound.map_err(|source| StartError::Listen { what, addr, source })
 }
 
+/// Binds the sockets of a store.
+pub(crate) fn listen_store(
+    store: SocketAddr,
+    status: Option<SocketAddr>,
+) -> Result<(StoreListeners, (SocketAddr, Option<SocketAddr>)), StartError> {
+    let (store, store_addr) = listen("the store", store)?;
+    let status = status.map(|addr| listen("the store's status", addr));
+    let (status, status_addr) = status.transpose()?.unzip();
+    Ok((StoreListeners { store, status }, (store_addr, status_addr)))
+}
+
+/// The same address on a later port; free ports stay free ports.
+fn above(addr: SocketAddr, by: usize) -> SocketAddr {
+    let by = u16::try_from(by).unwrap_or(u16::MAX);
+    match addr.port() {
+        0 => addr,
+        port => SocketAddr::new(addr.ip(), port.saturating_add(by)),
+    }
+}
+
 /// Binds every socket of the configuration.
 fn listen_all(config: &PlaygroundConfig) -> Result<(Listeners, Addresses), StartError> {
     let own_pd = config.real_pd.is_empty().then_some(config.pd_addr);
-    let pd = own_pd.map(|addr| listen("PD", addr)).transpose()?;
-    let store = listen("the store", config.store_addr)?;
-    let status = config.status_addr;
-    let status = status.map(|addr| listen("the store's status", addr));
-    let status = status.transpose()?;
+    let (pd, pd_addr) = own_pd.map(|addr| listen("PD", addr)).transpose()?.unzip();
+    let mut stores = Vec::new();
+    let mut addresses = Vec::new();
+    for at in 0..config.stores {
+        let status = config.status_addr.map(|addr| above(addr, at));
+        let (listeners, bound) = listen_store(above(config.store_addr, at), status)?;
+        stores.push(listeners);
+        addresses.push(bound);
+    }
+    let admin = config.admin_addr.map(|addr| listen("admin", addr));
     let addresses = Addresses {
-        pd: pd.as_ref().map(|(_, addr)| *addr),
-        store: store.1,
-        status: status.as_ref().map(|(_, addr)| *addr),
+        pd: pd_addr,
+        stores: addresses,
     };
-    let listeners = Listeners {
-        pd: pd.map(|(listener, _)| listener),
-        store: store.0,
-        status: status.map(|(listener, _)| listener),
-    };
-    Ok((listeners, addresses))
+    let admin = admin.transpose()?;
+    Ok((Listeners { pd, stores, admin }, addresses))
 }
 
-/// Serves on a thread of its own, which owns the runtime, until the handle asks to stop or is gone.
+/// Serves on threads of their own until the handle asks to stop or is gone.
 fn run(
     runtime: Runtime,
     parts: Arc<Parts>,
     listeners: Listeners,
+    failures: mpsc::Receiver<String>,
     stopped: oneshot::Receiver<()>,
 ) -> Result<JoinHandle<()>, StartError> {
+    let admin = listeners.admin.map(|(listener, _)| listener);
     let serve = move || {
-        let ended = runtime.block_on(async move {
+        let ended = runtime.block_on(async {
             tokio::select! {
-                ended = parts.serve(listeners) => ended,
+                ended = parts.serve(listeners.pd, failures) => ended,
+                ended = admin::serve(admin, parts.clone()) => ended,
                 _ = stopped => Ok(()),
             }
         });
         if let Err(error) = ended {
             tracing::error!(%error, "the playground ended by itself");
         }
+        parts.end();
+        drop(parts);
         runtime.shutdown_timeout(SHUTDOWN_LIMIT);
     };
     std::thread::Builder::new()
@@ -224,7 +262,11 @@ impl Playground {
         if config.resolved_ts_interval < MIN_RESOLVED_TS_INTERVAL {
             return Err(StartError::Interval(config.resolved_ts_interval));
         }
-        let (listeners, addresses) = listen_all(&config)?;
+        let several_at_real = !config.real_pd.is_empty() && config.stores > 1;
+        if !(1..=MAX_STORES).contains(&config.stores) || several_at_real {
+            return Err(StartError::Stores(config.stores));
+        }
+        let (mut listeners, addresses) = listen_all(&config)?;
         std::fs::create_dir_all(&config.data_dir).map_err(|source| StartError::System {
             action: format!("create {}", config.data_dir.display()),
             source,
@@ -238,20 +280,25 @@ impl Playground {
                 action: "start a runtime".to_owned(),
                 source,
             })?;
-        let parts = match Parts::open(&config, &addresses, runtime.handle().clone()) {
-            Ok(parts) => parts,
+        let (parts, failures) = match Parts::open(&config, &addresses, runtime.handle().clone()) {
+            Ok(opened) => opened,
             Err(error) => {
                 // The caller may be inside of a runtime, where one must not be waited for.
                 runtime.shutdown_background();
                 return Err(error);
             }
         };
+        let admin_addr = listeners.admin.as_ref().map(|(_, addr)| *addr);
+        if let Err(error) = parts.start(std::mem::take(&mut listeners.stores)) {
+            parts.end();
+            runtime.shutdown_background();
+            return Err(error);
+        }
         let (stop, stopped) = oneshot::channel();
-        let thread = run(runtime, parts.clone(), listeners, stopped)?;
+        let thread = run(runtime, parts.clone(), listeners, failures, stopped)?;
         Ok(Playground {
             pd_addr: parts.pd_addr(),
-            store_addr: addresses.store,
-            status_addr: addresses.status,
+            admin_addr,
             cluster_id: parts.cluster_id(),
             parts,
             stop: Some(stop),
@@ -264,14 +311,25 @@ impl Playground {
         self.pd_addr
     }
 
-    /// Where the store answers.
-    pub fn store_addr(&self) -> SocketAddr {
-        self.store_addr
+    /// Where each store answers, the first one first.
+    pub fn addresses(&self) -> Vec<StoreAddress> {
+        let servers = self.parts.servers().iter();
+        servers.map(|server| server.address()).collect()
     }
 
-    /// Where the store's HTTP status answers.
+    /// Where the first store answers.
+    pub fn store_addr(&self) -> SocketAddr {
+        self.first().address().store
+    }
+
+    /// Where the first store's HTTP status answers.
     pub fn status_addr(&self) -> Option<SocketAddr> {
-        self.status_addr
+        self.first().address().status
+    }
+
+    /// Where commands are taken over HTTP.
+    pub fn admin_addr(&self) -> Option<SocketAddr> {
+        self.admin_addr
     }
 
     /// Id of the cluster.
@@ -279,9 +337,39 @@ impl Playground {
         self.cluster_id
     }
 
-    /// The store itself, for tests and demos that look inside or split regions.
-    pub fn store(&self) -> &Arc<crate::store::Store> {
-        self.parts.store()
+    fn first(&self) -> &Arc<StoreServer> {
+        self.parts.first()
+    }
+
+    /// The first store itself, for tests and demos that look inside or split regions.
+    pub fn store(&self) -> &Arc<Store> {
+        self.first().store()
+    }
+
+    /// Every store, the first one first.
+    pub fn stores(&self) -> Vec<Arc<Store>> {
+        let servers = self.parts.servers().iter();
+        servers.map(|server| server.store().clone()).collect()
+    }
+
+    /// Makes a store the leader of a region.
+    pub fn transfer_leader(&self, region_id: u64, to: u64) -> Result<(), TransferError> {
+        self.store().transfer_leader(region_id, to)
+    }
+
+    /// Stops a store in order: the others lead its regions before its connections end. Blocks.
+    pub fn stop_store(&self, store_id: u64) -> Result<(), OutageError> {
+        self.parts.stop_store(store_id)
+    }
+
+    /// Takes a store down while it leads. Blocks until its connections are gone and others lead.
+    pub fn crash_store(&self, store_id: u64) -> Result<(), OutageError> {
+        self.parts.crash_store(store_id)
+    }
+
+    /// Starts a store that is down, at its old addresses, after it has caught up. Blocks.
+    pub fn start_store(&self, store_id: u64) -> Result<(), OutageError> {
+        self.parts.start_store(store_id)
     }
 
     /// A fresh timestamp of PD.

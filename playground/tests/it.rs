@@ -19,6 +19,7 @@ mod it {
     mod real_pd;
     mod register_rules;
     mod resolved_ts;
+    mod stores;
     mod subscriber;
     mod system;
     mod transcript;

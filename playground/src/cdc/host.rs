@@ -12,6 +12,8 @@ pub trait Host: Send + Sync + 'static {
     fn engine(&self) -> &RocksEngine;
     /// A region by its id, as it is now.
     fn region(&self, id: u64) -> Option<metapb::Region>;
+    /// Whether the store leads a region; if not, who does.
+    fn leads(&self, id: u64) -> Result<(), Option<metapb::Peer>>;
     /// A fresh timestamp of the oracle.
     fn timestamp(&self) -> Result<Ts, String>;
     /// Runs `work` while no write and no change of a region is under way. Before, no later

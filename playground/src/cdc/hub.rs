@@ -97,6 +97,14 @@ pub fn region_not_found(region_id: u64) -> cdcpb::Error {
     }
 }
 
+/// The error for a region that another store leads, or none.
+pub fn not_leader(region_id: u64, leader: Option<metapb::Peer>) -> cdcpb::Error {
+    cdcpb::Error {
+        not_leader: Some(errorpb::NotLeader { region_id, leader }),
+        ..Default::default()
+    }
+}
+
 /// The error for a region of another shape.
 pub fn epoch_not_match(current_regions: Vec<metapb::Region>) -> cdcpb::Error {
     cdcpb::Error {
@@ -383,12 +391,20 @@ impl ApplyObserver for Hub {
     }
 
     fn on_region_change(&self, change: &RegionChange) {
-        let RegionChange::Split { old, new } = change;
-        let touched: BTreeSet<u64> = new.iter().map(|r| r.id).chain([old.id]).collect();
+        let (touched, error): (BTreeSet<u64>, _) = match change {
+            RegionChange::Split { old, new } => (
+                new.iter().map(|r| r.id).chain([old.id]).collect(),
+                epoch_not_match(new.clone()),
+            ),
+            // Only the store that led the region until now has subscriptions of it.
+            RegionChange::Leader { region, leader } => {
+                (BTreeSet::from([region.id]), not_leader(region.id, *leader))
+            }
+        };
         let mut delegates = self.delegates.lock();
         for id in touched {
             if let Some(delegate) = delegates.remove(&id) {
-                delegate.fail_all(&epoch_not_match(new.clone()));
+                delegate.fail_all(&error);
             }
         }
     }

@@ -12,7 +12,7 @@ use pitr_proto::{cdcpb, errorpb, metapb};
 use tokio::sync::Semaphore;
 
 use super::host::Host;
-use super::hub::{Hub, Subscription, epoch_not_match, region_not_found};
+use super::hub::{Hub, Subscription, epoch_not_match, not_leader, region_not_found};
 use super::queue::{Alive, Queue};
 use super::resolved::LockTable;
 use super::scan::{Scan, ScanError, View};
@@ -130,6 +130,10 @@ impl Connection {
                 ..Default::default()
             }));
         }
+        if let Err(leader) = self.host.leads(region.id) {
+            self.hub.end(&subscription, not_leader(region.id, leader));
+            return Ok(());
+        }
         let version = epoch_version(request.region_epoch.as_ref());
         if version != epoch_version(region.region_epoch.as_ref()) {
             self.hub.end(&subscription, epoch_not_match(vec![region]));
@@ -235,13 +239,17 @@ impl PendingScan<'_> {
         Ok(())
     }
 
-    /// Under the store's write lock: the epoch once more, live rows on, snapshot.
+    /// Under the store's write lock: leader and epoch once more, live rows on, snapshot.
     fn activate(&self) -> Result<(View<'_>, metapb::Region), ScanError> {
         let id = self.subscription.region_id;
         let Some(region) = self.host.region(id) else {
             self.hub.end(self.subscription, region_not_found(id));
             return Err(ScanError::Ended);
         };
+        if let Err(leader) = self.host.leads(id) {
+            self.hub.end(self.subscription, not_leader(id, leader));
+            return Err(ScanError::Ended);
+        }
         if epoch_version(region.region_epoch.as_ref()) != self.version {
             let error = epoch_not_match(vec![region]);
             self.hub.end(self.subscription, error);

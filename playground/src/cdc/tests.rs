@@ -32,7 +32,7 @@ impl IdAllocator for Counter {
             let region = self.0.fetch_add(2, Ordering::Relaxed);
             RegionIds {
                 region,
-                peer: region + 1,
+                peers: vec![region + 1],
             }
         };
         Ok((0..count).map(one).collect())
@@ -56,6 +56,9 @@ impl Host for TestHost {
             .regions()
             .get(id)
             .map(|r| metapb::Region::clone(r))
+    }
+    fn leads(&self, id: u64) -> Result<(), Option<metapb::Peer>> {
+        self.store.leads(id)
     }
     fn timestamp(&self) -> Result<Ts, String> {
         Ok(Ts::new(self.now.load(Ordering::Relaxed)))
@@ -85,11 +88,14 @@ impl Fixture {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let options = StoreOptions {
-            store_id: 1,
-            first_region: RegionIds { region: 2, peer: 3 },
+            store_ids: vec![1],
+            first_region: RegionIds {
+                region: 2,
+                peers: vec![3],
+            },
             ids: Arc::new(Counter(AtomicU64::new(100))),
         };
-        let store = Store::open(dir.path(), options).unwrap();
+        let store = Store::open(&[dir.path()], options).unwrap().remove(0);
         let hub = Arc::new(Hub::new(store.engine().clone()));
         store.observe(hub.clone());
         let host = Arc::new(TestHost {

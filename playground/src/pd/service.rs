@@ -15,7 +15,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::clock::Clock;
 use super::safepoint;
 use super::state::{StateError, StateFile};
-use super::topology::{Topology, region_at, regions_between, with_leader};
+use super::topology::{Placed, Topology, region_at, regions_between, with_leader};
 use super::tso::{MAX_COUNT, TimestampOracle};
 
 /// What PD reports as its own version.
@@ -85,11 +85,11 @@ impl PdService {
         })
     }
 
-    fn region(&self, region: Option<&metapb::Region>) -> pdpb::GetRegionResponse {
+    fn region(&self, found: Option<&Placed>) -> pdpb::GetRegionResponse {
         pdpb::GetRegionResponse {
             header: self.header(),
-            leader: region.and_then(|r| r.peers.first().cloned()),
-            region: region.cloned(),
+            leader: found.and_then(|placed| placed.leader),
+            region: found.map(|placed| placed.region.clone()),
             ..Default::default()
         }
     }
@@ -113,6 +113,12 @@ impl PdService {
         })
     }
 
+    fn scatter(&self, regions: &[u64]) {
+        for region in regions {
+            self.shared.topology.scatter(*region);
+        }
+    }
+
     fn split(&self, keys: &[bytes::Bytes]) -> Result<Vec<u64>, Status> {
         self.shared
             .topology
@@ -121,9 +127,9 @@ impl PdService {
     }
 }
 
-/// The answer to every call of a store: the only one is in this process and asks no service.
+/// The answer to every call of a store: those that exist are in this process and ask no service.
 fn no_other_store() -> Status {
-    Status::unimplemented("the playground's PD serves the store of its own process only")
+    Status::unimplemented("the playground's PD serves the stores of its own process only")
 }
 
 /// New regions per key asked for, in percent: a key that is a bound already counts as not done.
@@ -235,14 +241,14 @@ impl Pd for PdService {
     ) -> Answer<pdpb::GetStoreResponse> {
         let request = request.into_inner();
         self.check(request.header.as_ref())?;
-        let store = self.shared.topology.store();
-        if store.id != request.store_id {
+        let stores = self.shared.topology.stores();
+        let Some(store) = stores.into_iter().find(|s| s.id == request.store_id) else {
             let message = format!("invalid store ID {}, not found", request.store_id);
             return Ok(Response::new(pdpb::GetStoreResponse {
                 header: self.error_header(pdpb::ErrorType::Unknown, message),
                 ..Default::default()
             }));
-        }
+        };
         let stats = pdpb::StoreStats {
             store_id: store.id,
             region_count: u32::try_from(self.shared.topology.regions().len()).unwrap_or(u32::MAX),
@@ -262,7 +268,7 @@ impl Pd for PdService {
         self.check(request.get_ref().header.as_ref())?;
         Ok(Response::new(pdpb::GetAllStoresResponse {
             header: self.header(),
-            stores: self.shared.topology.stores(),
+            stores: [self.shared.topology.stores(), self.shared.topology.ghosts()].concat(),
         }))
     }
 
@@ -333,7 +339,7 @@ impl Pd for PdService {
         let request = request.into_inner();
         self.check(request.header.as_ref())?;
         let regions = self.shared.topology.regions();
-        let found = regions.iter().find(|r| r.id == request.region_id);
+        let found = regions.iter().find(|r| r.region.id == request.region_id);
         Ok(Response::new(self.region(found)))
     }
 
@@ -347,10 +353,10 @@ impl Pd for PdService {
         let found = regions_between(&all, &request.start_key, &request.end_key, request.limit);
         Ok(Response::new(pdpb::ScanRegionsResponse {
             header: self.header(),
-            region_metas: found.to_vec(),
+            region_metas: found.iter().map(|placed| placed.region.clone()).collect(),
             leaders: found
                 .iter()
-                .map(|r| r.peers.first().cloned().unwrap_or_default())
+                .map(|placed| placed.leader.unwrap_or_default())
                 .collect(),
             regions: found.iter().map(with_leader).collect(),
         }))
@@ -363,11 +369,14 @@ impl Pd for PdService {
         let request = request.into_inner();
         self.check(request.header.as_ref())?;
         let all = self.shared.topology.regions();
-        let mut found: Vec<&metapb::Region> = Vec::new();
+        let mut found: Vec<&Placed> = Vec::new();
         for range in &request.ranges {
             for region in regions_between(&all, &range.start_key, &range.end_key, 0) {
                 // Neighbouring ranges share a region; it is listed once.
-                if found.last().is_none_or(|last| last.id != region.id) {
+                if found
+                    .last()
+                    .is_none_or(|last| last.region.id != region.region.id)
+                {
                     found.push(region);
                 }
             }
@@ -390,7 +399,7 @@ impl Pd for PdService {
             header: self.header(),
             cluster: Some(metapb::Cluster {
                 id: self.shared.state.cluster_id(),
-                max_peer_count: 1,
+                max_peer_count: u32::try_from(self.shared.topology.stores().len()).unwrap_or(1),
             }),
         }))
     }
@@ -402,11 +411,12 @@ impl Pd for PdService {
         let request = request.into_inner();
         self.check(request.header.as_ref())?;
         let regions = self.shared.topology.regions();
-        let unknown = |id: &u64| !regions.iter().any(|r| r.id == *id);
+        let unknown = |id: &u64| !regions.iter().any(|r| r.region.id == *id);
         if !request.regions_id.is_empty() && request.regions_id.iter().all(unknown) {
             return Err(Status::unknown("region not found"));
         }
-        // One store: every region already stands where it can stand.
+        // Every store has a peer of every region; only leaders can move.
+        self.scatter(&request.regions_id);
         Ok(Response::new(pdpb::ScatterRegionResponse {
             header: self.header(),
             finished_percentage: 100,
@@ -499,6 +509,7 @@ impl Pd for PdService {
         let request = request.into_inner();
         self.check(request.header.as_ref())?;
         let regions_id = self.split(&request.split_keys)?;
+        self.scatter(&regions_id);
         Ok(Response::new(pdpb::SplitAndScatterRegionsResponse {
             header: self.header(),
             split_finished_percentage: share(&regions_id, &request.split_keys),

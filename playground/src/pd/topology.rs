@@ -5,37 +5,48 @@ use pitr_proto::{metapb, pdpb};
 
 /// Seen from PD. Implemented by the process assembly on top of the store.
 pub trait Topology: Send + Sync + 'static {
-    /// The only store.
-    fn store(&self) -> metapb::Store;
-    /// Every store that PD lists; the real one first.
-    fn stores(&self) -> Vec<metapb::Store> {
-        vec![self.store()]
+    /// The stores.
+    fn stores(&self) -> Vec<metapb::Store>;
+    /// Stores that are listed and do not exist.
+    fn ghosts(&self) -> Vec<metapb::Store> {
+        Vec::new()
     }
-    /// All regions in key order; together they cover the key space, and the first peer leads.
-    fn regions(&self) -> Vec<metapb::Region>;
+    /// All regions in key order; together they cover the key space.
+    fn regions(&self) -> Vec<Placed>;
+    /// Gives the store that leads fewest regions one more: this one, if another leads it.
+    fn scatter(&self, region_id: u64);
     /// Splits at encoded keys and returns the ids of the regions that came into being. Keys that
     /// are bounds already change nothing.
     fn split(&self, keys: &[Bytes]) -> Result<Vec<u64>, String>;
 }
 
+/// A region and the peer that leads it now.
+#[derive(Clone, Debug, Default)]
+pub struct Placed {
+    /// The region.
+    pub region: metapb::Region,
+    /// Its leader, if it has one.
+    pub leader: Option<metapb::Peer>,
+}
+
 /// The region that holds `key` (encoded) in a list as [`Topology::regions`] gives it.
-pub fn region_at(regions: &[metapb::Region], key: &[u8]) -> Option<usize> {
+pub fn region_at(regions: &[Placed], key: &[u8]) -> Option<usize> {
     regions
-        .partition_point(|region| region.start_key <= key)
+        .partition_point(|placed| placed.region.start_key <= key)
         .checked_sub(1)
 }
 
 /// Regions that touch `[start, end)` (an empty end is unbounded), at most `limit` (≤ 0 = all).
 pub fn regions_between<'a>(
-    regions: &'a [metapb::Region],
+    regions: &'a [Placed],
     start: &[u8],
     end: &[u8],
     limit: i32,
-) -> &'a [metapb::Region] {
+) -> &'a [Placed] {
     let from = region_at(regions, start).unwrap_or(0);
     let mut until = match end {
         [] => regions.len(),
-        end => regions.partition_point(|region| region.start_key < end),
+        end => regions.partition_point(|placed| placed.region.start_key < end),
     };
     if let Ok(limit @ 1..) = usize::try_from(limit) {
         until = until.min(from.saturating_add(limit));
@@ -44,10 +55,10 @@ pub fn regions_between<'a>(
 }
 
 /// A region with its leader, as the newer calls return it.
-pub fn with_leader(region: &metapb::Region) -> pdpb::Region {
+pub fn with_leader(placed: &Placed) -> pdpb::Region {
     pdpb::Region {
-        region: Some(region.clone()),
-        leader: region.peers.first().cloned(),
+        region: Some(placed.region.clone()),
+        leader: placed.leader,
         ..Default::default()
     }
 }
@@ -56,21 +67,24 @@ pub fn with_leader(region: &metapb::Region) -> pdpb::Region {
 mod tests {
     use super::*;
 
-    fn regions(bounds: &[&'static str]) -> Vec<metapb::Region> {
+    fn regions(bounds: &[&'static str]) -> Vec<Placed> {
         bounds
             .windows(2)
             .enumerate()
-            .map(|(at, pair)| metapb::Region {
-                id: at as u64 + 1,
-                start_key: Bytes::from(pair[0]),
-                end_key: Bytes::from(pair[1]),
-                ..Default::default()
+            .map(|(at, pair)| Placed {
+                region: metapb::Region {
+                    id: at as u64 + 1,
+                    start_key: Bytes::from(pair[0]),
+                    end_key: Bytes::from(pair[1]),
+                    ..Default::default()
+                },
+                leader: None,
             })
             .collect()
     }
 
-    fn ids(found: &[metapb::Region]) -> Vec<u64> {
-        found.iter().map(|r| r.id).collect()
+    fn ids(found: &[Placed]) -> Vec<u64> {
+        found.iter().map(|placed| placed.region.id).collect()
     }
 
     #[test]

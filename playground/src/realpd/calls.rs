@@ -105,20 +105,20 @@ pub(super) async fn ask_split(
 ) -> Result<Vec<RegionIds>, PdError> {
     let malformed = PdError::Malformed {
         call: "AskBatchSplit",
-        what: "not one region id and one peer id per part",
+        what: "not one region id per part and one id per peer",
     };
+    let peers = region.peers.len();
     let request = pdpb::AskBatchSplitRequest {
         header: client.header(),
         region: Some(region),
         split_count: u32::try_from(count).unwrap_or(u32::MAX),
     };
     let answer = call!(client, "AskBatchSplit", ask_batch_split, request)?;
-    let ids = answer.ids.iter().map(|id| match id.new_peer_ids[..] {
-        [peer] => Some(RegionIds {
+    let ids = answer.ids.into_iter().map(|id| {
+        (id.new_peer_ids.len() == peers).then_some(RegionIds {
             region: id.new_region_id,
-            peer,
-        }),
-        _ => None,
+            peers: id.new_peer_ids,
+        })
     });
     match ids.collect::<Option<Vec<_>>>() {
         Some(ids) if ids.len() == count => Ok(ids),

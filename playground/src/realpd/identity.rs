@@ -66,7 +66,7 @@ impl Identity {
     pub(crate) fn first_region(&self) -> RegionIds {
         RegionIds {
             region: self.region_id,
-            peer: self.peer_id,
+            peers: vec![self.peer_id],
         }
     }
 }
@@ -79,7 +79,10 @@ mod tests {
     fn the_ids_of_a_directory_stay_and_belong_to_one_cluster() {
         let dir = tempfile::tempdir().unwrap();
         let first = Identity::open(dir.path(), 7, [1, 2, 3]).unwrap();
-        let ids = RegionIds { region: 2, peer: 3 };
+        let ids = RegionIds {
+            region: 2,
+            peers: vec![3],
+        };
         assert_eq!((first.store_id(), first.first_region()), (1, ids));
         assert_eq!(Identity::open(dir.path(), 7, [4, 5, 6]).unwrap(), first);
         let error = Identity::open(dir.path(), 8, [4, 5, 6]).unwrap_err();

@@ -84,7 +84,9 @@ impl ApplyObserver for Report {
     }
 
     fn on_region_change(&self, change: &RegionChange) {
-        let RegionChange::Split { new, .. } = change;
+        let RegionChange::Split { new, .. } = change else {
+            return;
+        };
         let mut notes = self.notes.lock();
         if notes.splits.len() < MAX_SPLITS {
             notes.splits.push(new.clone());

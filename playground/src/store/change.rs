@@ -35,6 +35,13 @@ pub enum RegionChange {
         /// What it became, in key order; the old id is among them.
         new: Vec<pitr_proto::metapb::Region>,
     },
+    /// Another store leads `region` now, or none.
+    Leader {
+        /// The region, unchanged.
+        region: pitr_proto::metapb::Region,
+        /// Who leads it.
+        leader: Option<pitr_proto::metapb::Peer>,
+    },
 }
 
 /// Receives every applied write. Called inside the store's write lock, in apply order: it must

@@ -9,7 +9,9 @@ use bytes::Bytes;
 use pitr_format::write_cf::WriteRecord;
 use pitr_format::{EncodedKey, Ts};
 use pitr_proto::kvrpcpb::Context;
-use pitr_restore_worker::engine::EngineCf;
+use pitr_restore_worker::engine::rocks::RocksEngine;
+use pitr_restore_worker::engine::{EngineCf, EngineError};
+use rocksdb::WriteBatch;
 
 use super::change::Modify;
 use super::error::KvError;
@@ -71,6 +73,14 @@ impl Command<'_> {
 
     pub fn raise_max_ts(&mut self, ts: Ts) {
         self.guard.raise_max_ts(ts);
+    }
+
+    /// Writes at once what observers are not told.
+    pub fn write_everywhere(
+        &mut self,
+        fill: impl Fn(&RocksEngine, &mut WriteBatch) -> Result<(), EngineError>,
+    ) -> Result<(), EngineError> {
+        self.guard.write_everywhere(fill)
     }
 
     /// Forgets all changes so far.

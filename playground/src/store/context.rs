@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use pitr_proto::errorpb;
 use pitr_proto::kvrpcpb::Context;
-use pitr_proto::metapb::{Region, RegionEpoch};
+use pitr_proto::metapb::{Peer, Region, RegionEpoch};
 
 use super::region::RegionMap;
 
@@ -30,7 +30,11 @@ pub fn check_context(
     let Some(region) = regions.get(context.region_id) else {
         return Err(region_not_found(context.region_id));
     };
-    let peer_id = region.peers.first().map_or(0, |p| p.id);
+    let leader = regions.leader(region.id);
+    if leader.is_none_or(|leader| leader.store_id != store_id) {
+        return Err(not_leader(region.id, leader));
+    }
+    let peer_id = leader.map_or(0, |p| p.id);
     if asked_peer.id != peer_id {
         return Err(Box::new(errorpb::Error {
             message: format!("mismatch peer id {} != {peer_id}", asked_peer.id),
@@ -78,6 +82,17 @@ fn store_not_match(asked: u64, mine: u64) -> RegionError {
     })
 }
 
+fn not_leader(region_id: u64, leader: Option<&Peer>) -> RegionError {
+    Box::new(errorpb::Error {
+        message: format!("peer is not leader for region {region_id}, leader may {leader:?}"),
+        not_leader: Some(errorpb::NotLeader {
+            region_id,
+            leader: leader.cloned(),
+        }),
+        ..Default::default()
+    })
+}
+
 fn region_not_found(region_id: u64) -> RegionError {
     Box::new(errorpb::Error {
         message: format!("region {region_id} is missing"),
@@ -119,15 +134,18 @@ pub(crate) fn hex_upper(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use pitr_proto::metapb::Peer;
-
     use super::*;
     use crate::store::region::{RegionIds, first_region};
 
     fn map() -> RegionMap {
-        let mut region = first_region(RegionIds { region: 4, peer: 5 }, 1);
+        let ids = RegionIds {
+            region: 4,
+            peers: vec![5, 6],
+        };
+        let mut region = first_region(&ids, &[1, 2]);
         region.region_epoch = Some(epoch(1, 5));
-        RegionMap::new([region]).unwrap()
+        let map = RegionMap::new([region]).unwrap();
+        map.with_leaders([(4, Some(1))])
     }
 
     fn epoch(conf_ver: u64, version: u64) -> RegionEpoch {
@@ -175,6 +193,32 @@ mod tests {
             );
             assert_eq!(error.epoch_not_match.unwrap().current_regions[0].id, 4);
         }
+    }
+
+    #[test]
+    fn a_store_that_does_not_lead_says_who_does_before_it_looks_at_peer_and_epoch() {
+        let context = |peer_id| Context {
+            region_id: 4,
+            region_epoch: Some(epoch(1, 1)),
+            peer: Some(Peer {
+                id: peer_id,
+                store_id: 2,
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        for peer_id in [6, 7] {
+            let error = check_context(&map(), 2, Some(&context(peer_id))).unwrap_err();
+            let leader = error.not_leader.unwrap().leader.unwrap();
+            assert_eq!((leader.id, leader.store_id), (5, 1));
+        }
+        let alone = map().with_leaders([(4, None)]);
+        let error = check_context(&alone, 2, Some(&context(6))).unwrap_err();
+        assert_eq!(error.not_leader.unwrap().leader, None);
+        assert_eq!(
+            error.message,
+            "peer is not leader for region 4, leader may None"
+        );
     }
 
     #[test]

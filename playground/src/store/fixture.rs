@@ -9,16 +9,21 @@ use tempfile::TempDir;
 
 use super::{IdAllocator, RegionIds, Store, StoreOptions};
 
-/// Ids from 100 on.
+/// Ids from a first one on.
 struct Ids(AtomicU64);
 
+pub(super) fn ids_from(first: u64) -> Arc<dyn IdAllocator> {
+    Arc::new(Ids(AtomicU64::new(first)))
+}
+
 impl IdAllocator for Ids {
-    fn alloc(&self, _: &Region, count: usize) -> Result<Vec<RegionIds>, String> {
+    fn alloc(&self, region: &Region, count: usize) -> Result<Vec<RegionIds>, String> {
+        let peers = region.peers.len() as u64;
         let one = |_| {
-            let region = self.0.fetch_add(2, Ordering::Relaxed);
+            let region = self.0.fetch_add(1 + peers, Ordering::Relaxed);
             RegionIds {
                 region,
-                peer: region + 1,
+                peers: (1..=peers).map(|n| region + n).collect(),
             }
         };
         Ok((0..count).map(one).collect())
@@ -27,11 +32,14 @@ impl IdAllocator for Ids {
 
 pub(super) fn open_store(dir: &Path) -> Arc<Store> {
     let options = StoreOptions {
-        store_id: 1,
-        first_region: RegionIds { region: 2, peer: 3 },
-        ids: Arc::new(Ids(AtomicU64::new(100))),
+        store_ids: vec![1],
+        first_region: RegionIds {
+            region: 2,
+            peers: vec![3],
+        },
+        ids: ids_from(100),
     };
-    Store::open(dir, options).unwrap()
+    Store::open(&[dir], options).unwrap().remove(0)
 }
 
 pub(super) struct Fixture {

@@ -1,5 +1,5 @@
-//! The store itself: the engine, the write lock, the largest read timestamp, the regions and
-//! those who watch writes.
+//! A store itself: its engine, and what it shares with the other stores of the cluster: the write
+//! lock, the largest read timestamp, the regions and their leaders.
 //!
 //! # One lock orders everything
 //!
@@ -17,25 +17,23 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
-use parking_lot::{Mutex, MutexGuard, RwLock};
+use parking_lot::MutexGuard;
 use pitr_format::key::data_key;
 use pitr_format::{Class, Ts};
 use pitr_proto::kvrpcpb::Context;
 use pitr_proto::metapb::Region;
 use pitr_restore_worker::engine::rocks::RocksEngine;
-use pitr_restore_worker::engine::{Engine, EngineCf, EngineError};
+use pitr_restore_worker::engine::{EngineCf, EngineError};
 use prost::Message;
 use rocksdb::WriteBatch;
 
 use super::change::{ApplyObserver, Modify, RegionChange};
 use super::context::{RegionError, check_context};
-use super::region::{
-    RegionIds, RegionMap, RegionMapError, decode_region, first_region, meta_key, meta_range,
-};
+use super::group::{Group, Member, Order};
+use super::region::{RegionIds, RegionMap, RegionMapError, meta_key};
 use super::snapshot::Snapshot;
-use super::wait::WaitTable;
 
 /// Where a split takes the ids of its new regions from (PD).
 pub trait IdAllocator: Send + Sync + 'static {
@@ -44,11 +42,11 @@ pub trait IdAllocator: Send + Sync + 'static {
     fn alloc(&self, region: &Region, count: usize) -> Result<Vec<RegionIds>, String>;
 }
 
-/// What a store is opened with.
+/// What the stores of a cluster are opened with.
 pub struct StoreOptions {
-    /// Id of the store.
-    pub store_id: u64,
-    /// Ids of the only region, used when the directory has none yet.
+    /// Ids of the stores.
+    pub store_ids: Vec<u64>,
+    /// Ids of the only region, used when the directories have none yet.
     pub first_region: RegionIds,
     /// Source of further ids.
     pub ids: Arc<dyn IdAllocator>,
@@ -68,6 +66,16 @@ pub enum OpenError {
         /// What is wrong.
         source: RegionMapError,
     },
+    /// The data were made by another number of stores.
+    #[error(
+        "the data directory was made by {found} stores, not {wanted}; start with --stores {found}, or use another directory"
+    )]
+    Stores {
+        /// Stores of the directory.
+        found: usize,
+        /// Stores asked for.
+        wanted: usize,
+    },
 }
 
 impl OpenError {
@@ -79,84 +87,65 @@ impl OpenError {
 
 /// See the module.
 pub struct Store {
-    engine: RocksEngine,
-    store_id: u64,
-    order: Mutex<Order>,
-    regions: RwLock<Arc<RegionMap>>,
-    observers: RwLock<Vec<Arc<dyn ApplyObserver>>>,
-    ids: Arc<dyn IdAllocator>,
-    import_mode_switches: AtomicU64,
-    pub(super) waiters: WaitTable,
-}
-
-/// What the write lock protects besides the order of writes.
-struct Order {
-    max_ts: Ts,
+    pub(super) group: Arc<Group>,
+    pub(super) member: Arc<Member>,
 }
 
 impl Store {
-    /// Opens or creates the directory. `max_ts` is zero: the owner has to call
-    /// [`Store::raise_max_ts`] with PD's clock before the first request, so that a restart never
-    /// computes a commit ts at or below a read that was answered before.
-    pub fn open(dir: &Path, options: StoreOptions) -> Result<Arc<Self>, OpenError> {
-        let engine = RocksEngine::open(dir)?;
-        let regions = load_regions(&engine, &options).map_err(|e| match e {
-            LoadError::Engine(e) => OpenError::Engine(e),
-            LoadError::Map(source) => OpenError::Regions {
-                path: dir.display().to_string(),
-                source,
-            },
-        })?;
-        Ok(Arc::new(Store {
-            engine,
-            store_id: options.store_id,
-            order: Mutex::new(Order { max_ts: Ts::ZERO }),
-            regions: RwLock::new(Arc::new(regions)),
-            observers: RwLock::new(Vec::new()),
-            ids: options.ids,
-            import_mode_switches: AtomicU64::new(0),
-            waiters: WaitTable::default(),
-        }))
+    /// Opens or creates the directories, one for each id of `options`, and gives the stores in that
+    /// order. `max_ts` is zero: the owner has to call [`Store::raise_max_ts`] with PD's clock before
+    /// the first request, so that a restart never computes a commit ts at or below a read that was
+    /// answered before.
+    pub fn open(dirs: &[&Path], options: StoreOptions) -> Result<Vec<Arc<Self>>, OpenError> {
+        let group = Arc::new(Group::open(dirs, options)?);
+        let store = |member: &Arc<Member>| {
+            Arc::new(Store {
+                group: group.clone(),
+                member: member.clone(),
+            })
+        };
+        Ok(group.members.iter().map(store).collect())
     }
 
     /// The engine, for those who write around transactions (import) or read everything (digests).
     pub fn engine(&self) -> &RocksEngine {
-        &self.engine
+        &self.member.engine
     }
 
     /// Id of the store.
     pub fn store_id(&self) -> u64 {
-        self.store_id
+        self.member.store_id
     }
 
     /// A restore switched to import mode or back. There is nothing to tune; it is counted, so
     /// that a test sees that it happened.
     pub fn note_import_mode(&self, import: bool) {
         tracing::info!(import, "import mode");
-        self.import_mode_switches.fetch_add(1, Ordering::AcqRel);
+        let switches = &self.member.import_mode_switches;
+        switches.fetch_add(1, Ordering::AcqRel);
     }
 
     /// How often import mode began or ended.
     pub fn import_mode_switches(&self) -> u64 {
-        self.import_mode_switches.load(Ordering::Acquire)
+        self.member.import_mode_switches.load(Ordering::Acquire)
     }
 
     /// The regions as they are now.
     pub fn regions(&self) -> Arc<RegionMap> {
-        self.regions.read().clone()
+        self.group.regions.read().clone()
     }
 
     /// Adds someone to tell about every write from now on.
     pub fn observe(&self, observer: Arc<dyn ApplyObserver>) {
         let _writes = self.lock_writes();
-        self.observers.write().push(observer);
+        self.member.observers.write().push(observer);
     }
 
-    /// Waits for the write lock. Nothing changes the store while the guard lives.
+    /// Waits for the write lock. Nothing changes the stores of the cluster while the guard lives.
     pub fn lock_writes(&self) -> WriteGuard<'_> {
         WriteGuard {
             store: self,
-            order: self.order.lock(),
+            order: self.group.order.lock(),
         }
     }
 
@@ -167,17 +156,17 @@ impl Store {
 
     /// The region that a request addresses, or the region error to answer.
     pub fn check_context(&self, context: Option<&Context>) -> Result<Arc<Region>, RegionError> {
-        check_context(&self.regions.read(), self.store_id, context)
+        check_context(&self.group.regions.read(), self.store_id(), context)
     }
 
     pub(super) fn ids(&self) -> &dyn IdAllocator {
-        &*self.ids
+        &*self.group.ids
     }
 }
 
 /// The write lock, held.
 pub struct WriteGuard<'s> {
-    store: &'s Store,
+    pub(super) store: &'s Store,
     order: MutexGuard<'s, Order>,
 }
 
@@ -197,7 +186,7 @@ impl<'s> WriteGuard<'s> {
 
     /// Everything that was applied so far. The snapshot outlives the guard.
     pub fn snapshot(&self) -> Snapshot<'s> {
-        Snapshot::of(&self.store.engine)
+        Snapshot::of(self.store.engine())
     }
 
     /// The regions; they cannot change while the guard lives.
@@ -213,31 +202,51 @@ impl<'s> WriteGuard<'s> {
         mods: &[Modify],
         one_pc: bool,
     ) -> Result<(), EngineError> {
-        let engine = &self.store.engine;
-        let mut batch = WriteBatch::default();
-        for modify in mods {
-            match modify {
-                Modify::Put { cf, key, value } => {
-                    batch.put_cf(engine.cf(*cf)?, data_key(key), value);
+        self.write_everywhere(|engine, batch| {
+            for modify in mods {
+                match modify {
+                    Modify::Put { cf, key, value } => {
+                        batch.put_cf(engine.cf(*cf)?, data_key(key), value);
+                    }
+                    Modify::Delete { cf, key } => batch.delete_cf(engine.cf(*cf)?, data_key(key)),
                 }
-                Modify::Delete { cf, key } => batch.delete_cf(engine.cf(*cf)?, data_key(key)),
             }
-        }
-        engine
-            .db()
-            .write(batch)
-            .map_err(|e| engine.error("write", e))?;
+            Ok(())
+        })?;
         for modify in mods {
             if let Modify::Delete {
                 cf: EngineCf::Lock,
                 key,
             } = modify
             {
-                self.store.waiters.wake(key);
+                self.store.group.waiters.wake(key);
             }
         }
-        for observer in self.store.observers.read().iter() {
-            observer.on_apply(region_id, mods, one_pc);
+        for member in self.store.group.up() {
+            for observer in member.observers.read().iter() {
+                observer.on_apply(region_id, mods, one_pc);
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes what `fill` makes to every running store as the next batch. Observers are not told.
+    pub(crate) fn write_everywhere(
+        &mut self,
+        fill: impl Fn(&RocksEngine, &mut WriteBatch) -> Result<(), EngineError>,
+    ) -> Result<(), EngineError> {
+        let group = &self.store.group;
+        let numbered = group.members.len() > 1;
+        self.order.applied += 1;
+        for member in group.up() {
+            let engine = &member.engine;
+            let mut batch = WriteBatch::default();
+            fill(engine, &mut batch)?;
+            if numbered {
+                member.number(&mut batch, self.order.applied)?;
+            }
+            let written = engine.db().write(batch);
+            written.map_err(|e| engine.error("write", e))?;
         }
         Ok(())
     }
@@ -248,54 +257,30 @@ impl<'s> WriteGuard<'s> {
         old: Arc<Region>,
         parts: Vec<Region>,
     ) -> Result<(), EngineError> {
-        let engine = &self.store.engine;
-        let mut batch = WriteBatch::default();
-        for part in &parts {
-            batch.put_cf(
-                engine.cf(EngineCf::Lock)?,
-                meta_key(part.id),
-                part.encode_to_vec(),
-            );
-        }
-        engine
-            .db()
-            .write(batch)
-            .map_err(|e| engine.error("write regions", e))?;
+        self.write_everywhere(|engine, batch| {
+            let cf = engine.cf(EngineCf::Lock)?;
+            for part in &parts {
+                batch.put_cf(cf, meta_key(part.id), part.encode_to_vec());
+            }
+            Ok(())
+        })?;
         {
-            let mut regions = self.store.regions.write();
+            let mut regions = self.store.group.regions.write();
             *regions = Arc::new(regions.with_split(&parts));
         }
-        let change = RegionChange::Split {
+        self.tell(&RegionChange::Split {
             old: Region::clone(&old),
             new: parts,
-        };
-        for observer in self.store.observers.read().iter() {
-            observer.on_region_change(&change);
-        }
+        });
         Ok(())
     }
-}
 
-enum LoadError {
-    Engine(EngineError),
-    Map(RegionMapError),
-}
-
-fn load_regions(engine: &RocksEngine, options: &StoreOptions) -> Result<RegionMap, LoadError> {
-    let (start, end) = meta_range();
-    let mut regions = Vec::new();
-    for pair in engine.scan(EngineCf::Lock, &start, &end) {
-        let (_, value) = pair.map_err(LoadError::Engine)?;
-        regions.push(decode_region(&value).map_err(LoadError::Map)?);
+    /// Tells the observers of every store, also of one that is down, whose subscriptions have to end.
+    pub(super) fn tell(&self, change: &RegionChange) {
+        for member in &self.store.group.members {
+            for observer in member.observers.read().iter() {
+                observer.on_region_change(change);
+            }
+        }
     }
-    if regions.is_empty() {
-        let first = first_region(options.first_region, options.store_id);
-        let lock_cf = engine.cf(EngineCf::Lock).map_err(LoadError::Engine)?;
-        engine
-            .db()
-            .put_cf(lock_cf, meta_key(first.id), first.encode_to_vec())
-            .map_err(|e| LoadError::Engine(engine.error("write regions", e)))?;
-        regions.push(first);
-    }
-    RegionMap::new(regions).map_err(LoadError::Map)
 }

@@ -3,6 +3,7 @@
 //! | part | role |
 //! |---|---|
 //! | [`kernel`] | [`Store`]: engine, write lock, `max_ts`, regions, observers |
+//! | `group`, [`leaders`], `catch_up` | several stores: what they share, who leads, who comes back |
 //! | [`snapshot`] | a point in time of the column families |
 //! | [`region`], [`context`] | the partition of the key space and the check in front of commands |
 //! | [`lock`] | the value of the lock column family |
@@ -10,13 +11,18 @@
 //! | `view`, `command`, `ops` | multi-version reads, the frame of commands, the commands |
 //! | [`service`] | `tikvpb.Tikv` on top |
 
+mod catch_up;
 pub mod change;
 mod command;
 pub mod context;
 mod error;
 #[cfg(test)]
 mod fixture;
+mod group;
+#[cfg(test)]
+mod group_tests;
 pub mod kernel;
+pub mod leaders;
 pub mod lock;
 mod ops;
 pub mod region;
@@ -27,6 +33,7 @@ mod view;
 mod wait;
 
 pub use kernel::{IdAllocator, OpenError, Store, StoreOptions, WriteGuard};
+pub use leaders::TransferError;
 pub use region::{RegionIds, RegionMap, range_of};
 pub use snapshot::{Cursor, Snapshot};
-pub use split::{SplitError, context_of};
+pub use split::SplitError;

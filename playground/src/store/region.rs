@@ -3,7 +3,8 @@
 //! Invariants: the first region starts at the empty key, the last ends at the empty key, each
 //! ends where the next begins. A map is immutable once published; a split publishes a new one.
 //! Regions are kept in the lock column family below a prefix that no data key has, so that a
-//! split is one atomic write. Called by the store's kernel, by PD and by the change data service.
+//! split is one atomic write. Which store leads a region is not kept: it is chosen anew at each
+//! start. Called by the store's kernel, by PD and by the change data service.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -11,6 +12,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use pitr_format::EncodedRange;
+use pitr_proto::kvrpcpb::Context;
 use pitr_proto::metapb::{Peer, Region, RegionEpoch};
 use prost::Message;
 
@@ -18,12 +20,12 @@ use prost::Message;
 const META_PREFIX: &[u8] = b"\x01region/";
 
 /// The ids that one new region takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RegionIds {
     /// Id of the region.
     pub region: u64,
-    /// Id of its only peer.
-    pub peer: u64,
+    /// Ids of its peers, one for each store, in the order of the stores.
+    pub peers: Vec<u64>,
 }
 
 /// Why a list of regions is not a partition of the key space.
@@ -31,15 +33,17 @@ pub struct RegionIds {
 #[error("regions of the store: {0}; the data directory is damaged")]
 pub struct RegionMapError(String);
 
-/// All regions, by start key and by id.
+/// All regions, by start key and by id, and who leads them.
 #[derive(Clone, Debug, Default)]
 pub struct RegionMap {
     by_start: BTreeMap<Bytes, Arc<Region>>,
     by_id: BTreeMap<u64, Bytes>,
+    /// Store by region; a region without an entry has no leader.
+    leaders: BTreeMap<u64, u64>,
 }
 
 impl RegionMap {
-    /// Takes regions that cover everything exactly once.
+    /// Takes regions that cover everything exactly once. None has a leader.
     pub fn new(regions: impl IntoIterator<Item = Region>) -> Result<Self, RegionMapError> {
         let mut map = RegionMap::default();
         for region in regions {
@@ -79,6 +83,30 @@ impl RegionMap {
         self.by_start.get(self.by_id.get(&id)?)
     }
 
+    /// The peer that leads a region.
+    pub fn leader(&self, region_id: u64) -> Option<&Peer> {
+        let store = self.leaders.get(&region_id)?;
+        peer_on(self.get(region_id)?, *store)
+    }
+
+    /// The context that addresses a region and its leader as they are now; the first peer if
+    /// nobody leads it.
+    pub fn context(&self, region: &Region) -> Context {
+        let peer = self.leader(region.id).or(region.peers.first());
+        Context {
+            region_id: region.id,
+            region_epoch: region.region_epoch,
+            peer: peer.cloned(),
+            ..Default::default()
+        }
+    }
+
+    /// The regions that a store leads, `None` for those without a leader, in key order.
+    pub fn led_by(&self, store_id: Option<u64>) -> Vec<Arc<Region>> {
+        let leads = |r: &&Arc<Region>| self.leaders.get(&r.id).copied() == store_id;
+        self.iter().filter(leads).cloned().collect()
+    }
+
     /// The region that ends where `region` starts.
     pub fn before(&self, region: &Region) -> Option<&Arc<Region>> {
         self.by_start
@@ -101,10 +129,30 @@ impl RegionMap {
             .take_while(move |r| range.end.is_empty() || r.start_key < range.end)
     }
 
-    /// The same map with one region replaced by the parts it was split into.
+    /// The same map with another leader, or none, for some regions.
+    pub(crate) fn with_leaders(
+        &self,
+        changes: impl IntoIterator<Item = (u64, Option<u64>)>,
+    ) -> Self {
+        let mut map = self.clone();
+        for (region_id, store_id) in changes {
+            match store_id {
+                Some(store) => map.leaders.insert(region_id, store),
+                None => map.leaders.remove(&region_id),
+            };
+        }
+        map
+    }
+
+    /// The same map with one region replaced by the parts it was split into, which are led by who
+    /// led the region.
     pub(crate) fn with_split(&self, parts: &[Region]) -> Self {
         let mut map = self.clone();
+        let leader = parts.last().and_then(|old| self.leaders.get(&old.id));
         for part in parts {
+            if let Some(store) = leader {
+                map.leaders.insert(part.id, *store);
+            }
             map.by_id.insert(part.id, part.start_key.clone());
             map.by_start
                 .insert(part.start_key.clone(), Arc::new(part.clone()));
@@ -118,15 +166,26 @@ pub fn range_of(region: &Region) -> EncodedRange {
     EncodedRange::new(region.start_key.clone(), region.end_key.clone())
 }
 
-/// The only region of a new store.
-pub(crate) fn first_region(ids: RegionIds, store_id: u64) -> Region {
+/// The peer of a region on a store.
+pub(crate) fn peer_on(region: &Region, store_id: u64) -> Option<&Peer> {
+    region.peers.iter().find(|peer| peer.store_id == store_id)
+}
+
+/// The only region of new stores. Each peer after the first has raised `conf_ver` by one, as if it
+/// had been added to the first.
+pub(crate) fn first_region(ids: &RegionIds, stores: &[u64]) -> Region {
+    let peers: Vec<Peer> = stores
+        .iter()
+        .zip(&ids.peers)
+        .map(|(store, id)| peer(*id, *store))
+        .collect();
     Region {
         id: ids.region,
         region_epoch: Some(RegionEpoch {
-            conf_ver: 1,
+            conf_ver: peers.len() as u64,
             version: 1,
         }),
-        peers: vec![peer(ids.peer, store_id)],
+        peers,
         ..Default::default()
     }
 }
@@ -135,12 +194,7 @@ pub(crate) fn first_region(ids: RegionIds, store_id: u64) -> Region {
 /// (TiKV's default, `right-derive-when-split`), the others take `ids`, one each in key order; all
 /// parts carry the version raised by the number of new regions.
 /// Source: tikv/tikv `components/raftstore/src/store/fsm/apply.rs`, `exec_batch_split`.
-pub(crate) fn cut(
-    region: &Region,
-    keys: &[Bytes],
-    ids: &[RegionIds],
-    store_id: u64,
-) -> Vec<Region> {
+pub(crate) fn cut(region: &Region, keys: &[Bytes], ids: &[RegionIds]) -> Vec<Region> {
     let epoch = region.region_epoch.unwrap_or_default();
     let region_epoch = Some(RegionEpoch {
         conf_ver: epoch.conf_ver,
@@ -154,7 +208,7 @@ pub(crate) fn cut(
             start_key: std::mem::replace(&mut start_key, key.clone()),
             end_key: key.clone(),
             region_epoch,
-            peers: vec![peer(ids.peer, store_id)],
+            peers: old_and_new(region, ids),
             ..Default::default()
         });
     }
@@ -164,6 +218,12 @@ pub(crate) fn cut(
         ..region.clone()
     });
     parts
+}
+
+/// The peers of a new part: one on each store that has one of the old region.
+fn old_and_new(region: &Region, ids: &RegionIds) -> Vec<Peer> {
+    let places = region.peers.iter().zip(&ids.peers);
+    places.map(|(old, id)| peer(*id, old.store_id)).collect()
 }
 
 fn peer(id: u64, store_id: u64) -> Peer {
@@ -263,14 +323,20 @@ mod tests {
         let ids = [
             RegionIds {
                 region: 20,
-                peer: 21,
+                peers: vec![21, 31],
             },
             RegionIds {
                 region: 22,
-                peer: 23,
+                peers: vec![23, 33],
             },
         ];
-        let parts = cut(&region(8, "b", "d"), &["c".into(), "cc".into()], &ids, 1);
+        let old = Region {
+            peers: vec![peer(9, 1), peer(10, 4)],
+            ..region(8, "b", "d")
+        };
+        let parts = cut(&old, &["c".into(), "cc".into()], &ids);
+        assert_eq!(parts[1].peers, [peer(23, 1), peer(33, 4)]);
+        assert_eq!(parts[2].peers, old.peers);
         let shape: Vec<_> = parts
             .iter()
             .map(|r| {
@@ -290,7 +356,8 @@ mod tests {
                 (8, "cc".into(), "d".into(), 6)
             ]
         );
-        let map = three().with_split(&parts);
+        let map = three().with_leaders([(8, Some(4))]).with_split(&parts);
+        assert_eq!(map.leader(22), Some(&peer(33, 4)));
         let all: Vec<Region> = map.iter().map(|r| Region::clone(r)).collect();
         assert_eq!(RegionMap::new(all).unwrap().find(b"cb").unwrap().id, 22);
         assert_eq!(map.get(8).unwrap().start_key, "cc");

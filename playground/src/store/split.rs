@@ -49,7 +49,7 @@ impl Store {
         let ids = self.ids().alloc(&region, keys.len()).map_err(refused)?;
         let mut guard = self.lock_writes();
         let region = self.splittable(context, &keys)?;
-        let parts = cut(&region, &keys, &ids, self.store_id());
+        let parts = cut(&region, &keys, &ids);
         guard.apply_split(region, parts.clone())?;
         Ok(parts)
     }
@@ -85,7 +85,8 @@ impl Store {
                 continue;
             };
             if region.start_key != encoded {
-                self.split(Some(&context_of(&region)), [encoded])?;
+                let context = self.regions().context(&region);
+                self.leading(region.id).split(Some(&context), [encoded])?;
             }
         }
         Ok(())
@@ -94,16 +95,6 @@ impl Store {
 
 fn refused(text: String) -> SplitError {
     SplitError::Refused(message_only(text))
-}
-
-/// The context that addresses a region as it is now.
-pub fn context_of(region: &Region) -> Context {
-    Context {
-        region_id: region.id,
-        region_epoch: region.region_epoch,
-        peer: region.peers.first().cloned(),
-        ..Default::default()
-    }
 }
 
 #[cfg(test)]
@@ -121,7 +112,9 @@ mod tests {
     impl ApplyObserver for Seen {
         fn on_apply(&self, _: u64, _: &[Modify], _: bool) {}
         fn on_region_change(&self, change: &RegionChange) {
-            let RegionChange::Split { old, new } = change;
+            let RegionChange::Split { old, new } = change else {
+                return;
+            };
             let version = old.region_epoch.unwrap().version;
             self.0
                 .lock()
@@ -142,7 +135,7 @@ mod tests {
         let parts = fixture
             .store
             .split(
-                Some(&context_of(&region)),
+                Some(&fixture.store.regions().context(&region)),
                 [encoded("m"), encoded("d"), encoded("m")],
             )
             .unwrap();
@@ -155,7 +148,9 @@ mod tests {
         let store = open_store(dir.path());
         let again: Vec<Region> = store.regions().iter().map(|r| Region::clone(r)).collect();
         assert_eq!(again, parts);
-        let stale = store.check_context(Some(&context_of(&region))).unwrap_err();
+        let stale = store
+            .check_context(Some(&store.regions().context(&region)))
+            .unwrap_err();
         assert!(stale.epoch_not_match.is_some());
     }
 
@@ -166,7 +161,10 @@ mod tests {
         let region = fixture.store.regions().find(&encoded("e")).unwrap().clone();
         let split = |keys: &[&str]| {
             let keys: Vec<Bytes> = keys.iter().map(|k| encoded(k)).collect();
-            match fixture.store.split(Some(&context_of(&region)), keys) {
+            match fixture
+                .store
+                .split(Some(&fixture.store.regions().context(&region)), keys)
+            {
                 Err(SplitError::Refused(error)) => *error,
                 other => panic!("{other:?}"),
             }

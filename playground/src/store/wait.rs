@@ -77,6 +77,14 @@ impl WaitTable {
         }
     }
 
+    /// Everybody has to look again.
+    pub fn wake_all(&self) {
+        let all = std::mem::take(&mut self.inner.lock().by_key);
+        for entry in all.into_values().flat_map(BTreeMap::into_values) {
+            let _ = entry.wake.send(());
+        }
+    }
+
     /// Waits until woken or until the time is over (false), then leaves the table.
     pub async fn wait(&self, ticket: Ticket, timeout: std::time::Duration) -> bool {
         let place = Place {

@@ -68,7 +68,7 @@ pub(in crate::store) async fn pessimistic_lock(
             }
         };
         let left = deadline.saturating_duration_since(Instant::now());
-        if !store.waiters.wait(ticket, left).await {
+        if !store.group.waiters.wait(ticket, left).await {
             let error = TxnError::KeyIsLocked(info);
             return PessimisticLockResponse::of_error(&KvError::Txn(error));
         }
@@ -139,7 +139,7 @@ impl Store {
             key: info.key.clone(),
         };
         let encoded = EncodedKey::encode(&info.key).into_bytes();
-        match self.waiters.register(encoded, wait) {
+        match self.group.waiters.register(encoded, wait) {
             Ok(ticket) => Ok(Attempt::Blocked(ticket, info)),
             Err(cycle) => Err(KvError::Txn(TxnError::Deadlock {
                 start_ts,

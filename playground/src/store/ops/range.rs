@@ -6,7 +6,6 @@ use pitr_proto::kvrpcpb::{
     DeleteRangeRequest, DeleteRangeResponse, SplitRegionRequest, SplitRegionResponse,
 };
 use pitr_restore_worker::engine::EngineCf;
-use rocksdb::WriteBatch;
 
 use super::answer::answer;
 use crate::store::error::{KvError, TxnError};
@@ -32,14 +31,13 @@ impl Store {
             if req.notify_only {
                 return Ok(());
             }
-            let engine = self.engine();
-            let mut batch = WriteBatch::default();
-            for cf in EngineCf::ALL {
-                let (start, end) = (data_key(&range.start), data_key(&range.end));
-                batch.delete_range_cf(engine.cf(cf)?, start, end);
-            }
-            let written = engine.db().write(batch);
-            Ok(written.map_err(|e| engine.error("delete range", e))?)
+            let (start, end) = (data_key(&range.start), data_key(&range.end));
+            Ok(command.write_everywhere(|engine, batch| {
+                for cf in EngineCf::ALL {
+                    batch.delete_range_cf(engine.cf(cf)?, &start, &end);
+                }
+                Ok(())
+            })?)
         });
         answer(result, |()| DeleteRangeResponse::default())
     }

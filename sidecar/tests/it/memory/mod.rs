@@ -11,7 +11,6 @@ mod writer;
 use std::time::{Duration, Instant};
 
 use pitr_format::{EncodedKey, Ts};
-use pitr_playground::store::context_of;
 
 use crate::system::{Cluster, Storage};
 use daemon::Daemon;
@@ -111,7 +110,8 @@ fn ten_thousand_regions_fit() {
     let budget = 64 * MIB;
     let (cluster, _archive) = with_task();
     let store = cluster.playground.store();
-    let first = store.regions().find(b"").map(|region| context_of(region));
+    let regions = store.regions();
+    let first = regions.find(b"").map(|region| regions.context(region));
     let cuts = (1..REGIONS).map(|n| EncodedKey::encode(&writer::key(n)).into_bytes());
     assert_eq!(store.split(first.as_ref(), cuts).unwrap().len(), REGIONS);
     let daemon = Daemon::start(&cluster, budget);

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use pitr_format::{EncodedKey, Ts};
-use pitr_playground::store::context_of;
 use pitr_proto::kvrpcpb::{CommitRequest, Context, Mutation, Op, PrewriteRequest};
 use pitr_proto::tikvpb::tikv_client::TikvClient;
 use rand::rngs::StdRng;
@@ -84,7 +83,7 @@ impl<'a> Writer<'a> {
     fn context(&self, key: &[u8]) -> Context {
         let regions = self.cluster.playground.store().regions();
         let region = regions.find(EncodedKey::encode(key).as_bytes()).unwrap();
-        context_of(region)
+        regions.context(region)
     }
 
     fn prewrite(&self, context: &Context, rows: Range<usize>, len: usize, start: Ts) {

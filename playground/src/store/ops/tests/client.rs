@@ -13,7 +13,7 @@ use pitr_proto::kvrpcpb::*;
 use tokio::runtime::Handle;
 
 use super::super::pessimistic::pessimistic_lock;
-use crate::store::{Store, context_of};
+use crate::store::Store;
 
 /// Milliseconds of the test's clock, which moves by one with every ts.
 const TTL: u64 = 40;
@@ -56,7 +56,7 @@ impl Client {
     fn context(&self, key: &[u8]) -> Option<Context> {
         let encoded = EncodedKey::encode(key);
         let regions = self.store.regions();
-        regions.find(encoded.as_bytes()).map(|r| context_of(r))
+        regions.find(encoded.as_bytes()).map(|r| regions.context(r))
     }
 
     /// The keys by the region that holds them now.

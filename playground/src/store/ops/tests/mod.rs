@@ -12,7 +12,6 @@ use bytes::Bytes;
 use pitr_format::Ts;
 use pitr_proto::kvrpcpb::*;
 
-use crate::store::context_of;
 use crate::store::fixture::Fixture;
 
 /// A store with one region, and requests with small timestamps.
@@ -51,7 +50,7 @@ impl Kv {
 
     pub fn context(&self) -> Option<Context> {
         let regions = self.fixture.store.regions();
-        regions.find(b"").map(|region| context_of(region))
+        regions.find(b"").map(|region| regions.context(region))
     }
 
     pub fn prewrite_request(&self, mutations: Vec<Mutation>, start: u64) -> PrewriteRequest {

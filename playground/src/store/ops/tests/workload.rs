@@ -11,7 +11,6 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use super::client::{Aborted, Client, Plan, Way};
-use crate::store::context_of;
 use crate::store::fixture::Fixture;
 
 const ACCOUNTS: usize = 8;
@@ -163,7 +162,7 @@ fn versions(client: &Client, account: usize) -> Vec<(u64, u64)> {
     let encoded = pitr_format::EncodedKey::encode(&key(account));
     let region = regions.find(encoded.as_bytes()).unwrap();
     let answer = client.store.mvcc_get_by_key(MvccGetByKeyRequest {
-        context: Some(context_of(region)),
+        context: Some(regions.context(region)),
         key: key(account),
     });
     let info = answer.info.unwrap();

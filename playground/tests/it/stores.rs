@@ -1,0 +1,508 @@
+//! Three stores of one playground: who leads is the only one to answer, what PD says of them, leaders
+//! that move, stores that stop, crash and come back, and the region trackers of three sidecars beside
+//! all that.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use pitr_cluster::regions::{RegionTracker, TrackerEvent, TrackerOptions};
+use pitr_format::{Cf, EncodedRange, Ts};
+use pitr_playground::{Playground, PlaygroundConfig};
+use pitr_proto::errorpb;
+use pitr_proto::kvrpcpb::{Context, GetRequest, Mutation, Op, PrewriteRequest};
+use pitr_proto::metapb::{Peer, Region};
+use pitr_proto::pdpb::pd_client::PdClient;
+use pitr_proto::pdpb::{
+    self, GetAllStoresRequest, GetRegionByIdRequest, RequestHeader, ScanRegionsRequest,
+};
+use pitr_proto::tikvpb::tikv_client::TikvClient;
+use pitr_restore_worker::engine::{Engine, EngineCf};
+use tempfile::TempDir;
+use tonic::transport::{Channel, Endpoint};
+
+use super::feed::{Feed, MULTIPLEXED, register};
+use super::system::{OFTEN, connect, encode};
+
+/// Three stores and their clients.
+struct Stores {
+    pub playground: Arc<Playground>,
+    pd: PdClient<Channel>,
+    channels: BTreeMap<u64, Channel>,
+    _dir: TempDir,
+}
+
+fn config(dir: &Path) -> PlaygroundConfig {
+    let mut config = PlaygroundConfig::new(dir);
+    config.stores = 3;
+    config.resolved_ts_interval = OFTEN;
+    config.admin_addr = Some("127.0.0.1:0".parse().unwrap());
+    config
+}
+
+impl Stores {
+    async fn start() -> Stores {
+        let dir = tempfile::tempdir().unwrap();
+        let playground = Playground::start(config(dir.path())).unwrap();
+        let mut channels = BTreeMap::new();
+        for address in playground.addresses() {
+            // Lazy: it has to outlive an outage of the store.
+            let url = format!("http://{}", address.store);
+            channels.insert(
+                address.id,
+                Endpoint::from_shared(url).unwrap().connect_lazy(),
+            );
+        }
+        Stores {
+            pd: PdClient::new(connect(&playground.pd_addr().to_string()).await),
+            playground: Arc::new(playground),
+            channels,
+            _dir: dir,
+        }
+    }
+
+    fn header(&self) -> Option<RequestHeader> {
+        Some(RequestHeader {
+            cluster_id: self.playground.cluster_id(),
+            ..Default::default()
+        })
+    }
+
+    fn kv(&self, store: u64) -> TikvClient<Channel> {
+        TikvClient::new(self.channels[&store].clone())
+    }
+
+    fn now(&self) -> u64 {
+        self.playground.timestamp().unwrap().get()
+    }
+
+    /// Regions with their leaders, as PD's scan tells them.
+    async fn regions(&self) -> Vec<(Region, Option<Peer>)> {
+        let request = ScanRegionsRequest {
+            header: self.header(),
+            ..Default::default()
+        };
+        let answer = self.pd.clone().scan_regions(request).await.unwrap();
+        let regions = answer.into_inner().regions.into_iter();
+        regions.map(|r| (r.region.unwrap(), r.leader)).collect()
+    }
+
+    async fn region_of(&self, key: &[u8]) -> (Region, Option<Peer>) {
+        let key = encode(key);
+        let regions = self.regions().await;
+        regions
+            .into_iter()
+            .rfind(|(r, _)| r.start_key <= key)
+            .unwrap()
+    }
+
+    /// A read on a store, addressed to that store's peer.
+    async fn get_at(&self, store: u64, key: &[u8]) -> Result<Bytes, errorpb::Error> {
+        let (region, _) = self.region_of(key).await;
+        let request = GetRequest {
+            context: Some(context(&region, store)),
+            key: key.to_vec().into(),
+            version: self.now(),
+            ..Default::default()
+        };
+        let answer = self.kv(store).kv_get(request).await.unwrap().into_inner();
+        match answer.region_error {
+            Some(error) => Err(error),
+            None => Ok(answer.value),
+        }
+    }
+
+    /// Writes at the leader that PD names, in one phase, until it is done; the commit ts.
+    async fn put(&self, key: &[u8], value: &[u8]) -> u64 {
+        for _ in 0..200 {
+            if let Some(ts) = self.try_put(key, value).await {
+                return ts;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("nobody takes the write");
+    }
+
+    async fn try_put(&self, key: &[u8], value: &[u8]) -> Option<u64> {
+        let (region, leader) = self.region_of(key).await;
+        let store = leader?.store_id;
+        let request = PrewriteRequest {
+            context: Some(context(&region, store)),
+            mutations: vec![Mutation {
+                op: Op::Put.into(),
+                key: key.to_vec().into(),
+                value: value.to_vec().into(),
+                ..Default::default()
+            }],
+            primary_lock: key.to_vec().into(),
+            start_version: self.now(),
+            lock_ttl: 3000,
+            txn_size: 1,
+            use_async_commit: true,
+            try_one_pc: true,
+            ..Default::default()
+        };
+        let answer = self.kv(store).kv_prewrite(request).await.ok()?.into_inner();
+        assert!(answer.errors.is_empty(), "{:?}", answer.errors);
+        match answer.region_error {
+            Some(_) => None,
+            None => Some(answer.one_pc_commit_ts),
+        }
+    }
+
+    /// The blocking calls of the playground.
+    async fn command<T: Send + 'static>(
+        &self,
+        command: impl FnOnce(&Playground) -> T + Send + 'static,
+    ) -> T {
+        let playground = self.playground.clone();
+        let done = tokio::task::spawn_blocking(move || command(&playground));
+        done.await.unwrap()
+    }
+
+    /// Stops it and waits for that: a process must not end while a database is being closed.
+    async fn stop(self) {
+        let playground = Arc::into_inner(self.playground).expect("no command under way");
+        let stopped = tokio::task::spawn_blocking(move || playground.shutdown());
+        stopped.await.unwrap();
+    }
+
+    /// Every store has the same pairs.
+    fn assert_equal(&self) {
+        let contents: Vec<_> = self
+            .playground
+            .stores()
+            .iter()
+            .map(|store| {
+                let engine = store.engine();
+                let all = EngineCf::ALL.map(|cf| engine.scan(cf, &[], &[]));
+                all.into_iter()
+                    .flatten()
+                    .map(|p| p.unwrap())
+                    .collect::<Vec<_>>()
+            })
+            .collect();
+        assert!(contents.iter().all(|pairs| pairs == &contents[0]));
+    }
+}
+
+fn context(region: &Region, store: u64) -> Context {
+    Context {
+        region_id: region.id,
+        region_epoch: region.region_epoch,
+        peer: region.peers.iter().find(|p| p.store_id == store).copied(),
+        ..Default::default()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pd_lists_every_store_and_the_leader_of_each_region_by_every_call() {
+    let stores = Stores::start().await;
+    stores
+        .playground
+        .store()
+        .split_at_user_keys(&[b"f", b"m"])
+        .unwrap();
+    let request = GetAllStoresRequest {
+        header: stores.header(),
+        ..Default::default()
+    };
+    let all = stores.pd.clone().get_all_stores(request).await.unwrap();
+    let listed: Vec<_> = all
+        .into_inner()
+        .stores
+        .into_iter()
+        .map(|s| (s.id, s.address))
+        .collect();
+    let real = stores.playground.addresses().into_iter();
+    assert_eq!(
+        listed,
+        real.map(|a| (a.id, a.store.to_string()))
+            .collect::<Vec<_>>()
+    );
+    let regions = stores.regions().await;
+    for (at, (region, _)) in regions.iter().enumerate() {
+        assert_eq!(region.region_epoch.unwrap().conf_ver, 3);
+        let places: Vec<u64> = region.peers.iter().map(|p| p.store_id).collect();
+        assert_eq!(places, listed.iter().map(|(id, _)| *id).collect::<Vec<_>>());
+        stores
+            .playground
+            .transfer_leader(region.id, listed[at].0)
+            .unwrap();
+    }
+    let peers: BTreeSet<u64> = regions
+        .iter()
+        .flat_map(|(r, _)| r.peers.iter().map(|p| p.id))
+        .collect();
+    assert_eq!(peers.len(), 9, "no peer id twice");
+    for (at, (region, leader)) in stores.regions().await.into_iter().enumerate() {
+        let leader = leader.unwrap();
+        assert_eq!(leader.store_id, listed[at].0);
+        assert!(region.peers.contains(&leader));
+        let request = GetRegionByIdRequest {
+            header: stores.header(),
+            region_id: region.id,
+            ..Default::default()
+        };
+        let by_id = stores.pd.clone().get_region_by_id(request).await.unwrap();
+        assert_eq!(by_id.into_inner().leader, Some(leader));
+        let request = pdpb::GetRegionRequest {
+            header: stores.header(),
+            region_key: region.start_key.clone(),
+            ..Default::default()
+        };
+        let by_key = stores.pd.clone().get_region(request).await.unwrap();
+        assert_eq!(by_key.into_inner().leader, Some(leader));
+    }
+    stores.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_does_not_lead_answers_every_request_with_the_leader() {
+    let stores = Stores::start().await;
+    stores.put(b"a", b"1").await;
+    let (region, leader) = stores.region_of(b"a").await;
+    let leader = leader.unwrap();
+    assert_eq!(stores.get_at(leader.store_id, b"a").await.unwrap(), "1");
+    for store in stores.channels.keys().filter(|id| **id != leader.store_id) {
+        let error = stores.get_at(*store, b"a").await.unwrap_err();
+        let told = error.not_leader.unwrap();
+        assert_eq!((told.region_id, told.leader), (region.id, Some(leader)));
+        let mut stale = register(stores.playground.cluster_id(), &region, 5, 1);
+        stale.region_epoch.as_mut().unwrap().version += 1;
+        let mut feed = Feed::open(&stores.channels[store], MULTIPLEXED, vec![stale])
+            .await
+            .unwrap();
+        let (request, id, error) = feed.next_error().await;
+        assert_eq!((request, id), (5, region.id));
+        let told = error
+            .not_leader
+            .expect("leadership is looked at before the epoch");
+        assert_eq!(told.leader, Some(leader));
+    }
+    stores.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_ends_with_the_new_leader_when_the_region_moves_and_goes_on_there() {
+    let stores = Stores::start().await;
+    stores.put(b"a", b"1").await;
+    let (region, old) = stores.region_of(b"a").await;
+    let old = old.unwrap().store_id;
+    let new = *region.peers.iter().find(|p| p.store_id != old).unwrap();
+    let request = register(stores.playground.cluster_id(), &region, 1, 1);
+    let mut feed = Feed::open(&stores.channels[&old], MULTIPLEXED, vec![request.clone()])
+        .await
+        .unwrap();
+    feed.wait_initialized(1).await;
+    feed.wait_resolved(1).await;
+    stores
+        .playground
+        .transfer_leader(region.id, new.store_id)
+        .unwrap();
+    let (_, _, error) = feed.next_error().await;
+    assert_eq!(error.not_leader.unwrap().leader, Some(new));
+    let (same, _) = stores.region_of(b"a").await;
+    assert_eq!(same, region, "a transfer changes neither epoch nor peers");
+
+    let mut feed = Feed::open(&stores.channels[&new.store_id], MULTIPLEXED, vec![request])
+        .await
+        .unwrap();
+    feed.wait_initialized(1).await;
+    let commit = stores.put(b"a", b"2").await;
+    while feed.wait_resolved(1).await.1 < commit {}
+    assert_eq!(stores.get_at(new.store_id, b"a").await.unwrap(), "2");
+    stores.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_crashes_hands_its_regions_on_and_comes_back_with_what_it_missed() {
+    let stores = Stores::start().await;
+    stores.put(b"a", b"1").await;
+    let (region, leader) = stores.region_of(b"a").await;
+    let dead = leader.unwrap().store_id;
+    let request = register(stores.playground.cluster_id(), &region, 1, 1);
+    let mut feed = Feed::open(&stores.channels[&dead], MULTIPLEXED, vec![request])
+        .await
+        .unwrap();
+    feed.wait_initialized(1).await;
+    stores.command(move |p| p.crash_store(dead)).await.unwrap();
+    loop {
+        match feed.next_within(Duration::from_secs(5)).await {
+            Some(Err(_)) => break,
+            Some(Ok(_)) => {}
+            None => panic!("the stream of a dead store is still open"),
+        }
+    }
+    let read = GetRequest::default();
+    assert!(
+        stores.kv(dead).kv_get(read).await.is_err(),
+        "it is not reachable"
+    );
+    stores.put(b"a", b"2").await;
+    stores
+        .playground
+        .store()
+        .split_at_user_keys(&[b"m"])
+        .unwrap();
+    stores.put(b"z", b"3").await;
+    let (_, leader) = stores.region_of(b"a").await;
+    assert_ne!(leader.unwrap().store_id, dead);
+    let refused = stores.playground.transfer_leader(region.id, dead);
+    assert!(refused.is_err());
+
+    stores.command(move |p| p.start_store(dead)).await.unwrap();
+    stores.assert_equal();
+    stores.put(b"a", b"4").await;
+    for key in [&b"a"[..], b"z"] {
+        let (region, _) = stores.region_of(key).await;
+        stores.playground.transfer_leader(region.id, dead).unwrap();
+    }
+    assert_eq!(stores.get_at(dead, b"a").await.unwrap(), "4");
+    assert_eq!(stores.get_at(dead, b"z").await.unwrap(), "3");
+    stores.assert_equal();
+    stores.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_over_http_move_leaders_and_stores() {
+    let stores = Stores::start().await;
+    let admin = stores.playground.admin_addr().unwrap();
+    let (region, _) = stores.region_of(b"a").await;
+    let to = region.peers[2].store_id;
+    let said = http(
+        admin,
+        "POST",
+        &format!("/regions/{}/leader/{to}", region.id),
+    )
+    .await;
+    assert!(said.starts_with("HTTP/1.1 200"), "{said}");
+    assert_eq!(stores.region_of(b"a").await.1.unwrap().store_id, to);
+    let said = http(admin, "POST", &format!("/stores/{to}/stop")).await;
+    assert!(said.starts_with("HTTP/1.1 200"), "{said}");
+    assert_ne!(stores.region_of(b"a").await.1.unwrap().store_id, to);
+    let said = http(admin, "POST", &format!("/stores/{to}/crash")).await;
+    assert!(
+        said.starts_with("HTTP/1.1 409") && said.contains("down already"),
+        "{said}"
+    );
+    assert!(http(admin, "GET", "/stores").await.contains("\"up\":false"));
+    let said = http(admin, "POST", &format!("/stores/{to}/start")).await;
+    assert!(said.starts_with("HTTP/1.1 200"), "{said}");
+    assert!(!http(admin, "GET", "/stores").await.contains("\"up\":false"));
+    assert!(http(admin, "GET", "/regions").await.contains("\"leader\":"));
+    stores.stop().await;
+}
+
+async fn http(to: std::net::SocketAddr, method: &str, path: &str) -> String {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut stream = tokio::net::TcpStream::connect(to).await.unwrap();
+    let request = format!(
+        "{method} {path} HTTP/1.1\r\nhost: {to}\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer
+}
+
+/// What the tracker of one store has delivered: keys with their commit ts, and how far each of its
+/// regions is.
+async fn track(
+    pd: Arc<pitr_cluster::pd::PdClient>,
+    store: u64,
+    address: String,
+    rows: tokio::sync::mpsc::Sender<(Bytes, u64)>,
+) {
+    let mut options = TrackerOptions::new(
+        store,
+        address,
+        vec![EncodedRange::ALL],
+        // Nothing is durable: each subscription begins with everything.
+        Arc::new(|_: &EncodedRange| Ts::new(1)),
+    );
+    options.audit_interval = Duration::from_millis(200);
+    let mut tracker = RegionTracker::new(pd, options);
+    while let Some(event) = tracker.next_event().await {
+        let TrackerEvent::Records { records, .. } = event else {
+            continue;
+        };
+        for record in records.iter().filter(|r| r.cf == Cf::Write) {
+            let (encoded, ts) = pitr_format::key::split_versioned(record.key).unwrap();
+            let row = (super::system::decode(encoded), ts.get());
+            if rows.send(row).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn three_region_trackers_together_see_every_commit_while_leaders_move_and_a_store_crashes() {
+    let stores = Stores::start().await;
+    stores
+        .playground
+        .store()
+        .split_at_user_keys(&[b"k10", b"k20"])
+        .unwrap();
+    let url = format!("http://{}", stores.playground.pd_addr());
+    let pd = pitr_cluster::pd::PdClient::connect(&[url]).await.unwrap();
+    let (rows, mut seen) = tokio::sync::mpsc::channel(100_000);
+    let mut trackers = Vec::new();
+    for address in stores.playground.addresses() {
+        let work = track(
+            pd.clone(),
+            address.id,
+            address.store.to_string(),
+            rows.clone(),
+        );
+        trackers.push(tokio::spawn(work));
+    }
+    let ids: Vec<u64> = stores.channels.keys().copied().collect();
+    let mut missing = BTreeSet::new();
+    for round in 0..60usize {
+        let key = format!("k{:02}", round % 30);
+        let ts = stores.put(key.as_bytes(), b"value").await;
+        missing.insert((Bytes::from(key), ts));
+        match round {
+            20 => stores
+                .command({
+                    let id = ids[1];
+                    move |p| p.crash_store(id)
+                })
+                .await
+                .unwrap(),
+            40 => stores
+                .command({
+                    let id = ids[1];
+                    move |p| p.start_store(id)
+                })
+                .await
+                .unwrap(),
+            _ if round % 4 == 0 => {
+                let (region, _) = stores.region_of(b"k15").await;
+                // In vain while that store is down.
+                let _ = stores
+                    .playground
+                    .transfer_leader(region.id, ids[round / 4 % 3]);
+            }
+            _ => {}
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let all = async {
+        while !missing.is_empty() {
+            let row = seen.recv().await.expect("trackers live");
+            missing.remove(&row);
+        }
+    };
+    let done = tokio::time::timeout(Duration::from_secs(30), all).await;
+    assert!(done.is_ok(), "never seen: {missing:?}");
+    for tracker in trackers {
+        tracker.abort();
+    }
+    stores.assert_equal();
+    stores.stop().await;
+}
