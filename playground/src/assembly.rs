@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use tonic::transport::server::TcpIncoming;
 
 use crate::coordinator::{Coordinator, OwnPd, TimestampError};
+use crate::import_host::Uploads;
 use crate::node::{PlaygroundConfig, StartError, listen_store};
 use crate::outage::OutageError;
 use crate::pd::clock::system_clock;
@@ -61,6 +62,7 @@ impl Parts {
         let stores = Store::open(&dirs, options)?;
         let pd = Arc::new(pd);
         let (failed, failures) = mpsc::channel(1);
+        let uploads = Arc::new(Uploads::default());
         let mut servers = Vec::new();
         for (at, (store, (addr, status))) in stores.iter().zip(&addresses.stores).enumerate() {
             let address = StoreAddress {
@@ -87,6 +89,7 @@ impl Parts {
                 address,
                 interval: config.resolved_ts_interval,
                 import_dir: config.data_dir.join(numbered("import", at)),
+                uploads: uploads.clone(),
                 failed: failed.clone(),
             }));
         }
@@ -123,6 +126,9 @@ impl Parts {
 
     /// Starts the services of every store.
     pub(crate) fn start(&self, listeners: Vec<StoreListeners>) -> Result<(), StartError> {
+        for server in &self.servers {
+            server.prepare()?;
+        }
         for (server, listeners) in self.servers.iter().zip(listeners) {
             server.start(listeners)?;
         }

@@ -1,32 +1,53 @@
 //! The store, seen from the import service: regions are checked and files taken over under the
-//! write lock, so that no split comes in between.
+//! write lock, so that no split comes in between. What is ingested at the leader is ingested by every
+//! running store, each from the files that were uploaded to it.
 //!
 //! Ingested files bypass change data, as in TiKV. Records of `Apply` are told to it like any
 //! write; they carry the mark of a restore, so no client gets to see them.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use pitr_format::key::DATA_PREFIX;
 use pitr_proto::{kvrpcpb::Context, metapb};
 use pitr_restore_worker::engine::rocks::RocksEngine;
 use pitr_restore_worker::engine::{EngineError, EngineOp};
-use pitr_restore_worker::service::{ImportHost, RegionError, WriteFailure};
+use pitr_restore_worker::service::{ImportDir, ImportHost, RegionError, Replica, WriteFailure};
 use pitr_restore_worker::sst::Tables;
 
 use crate::store::Store;
 use crate::store::change::Modify;
+use crate::store::context::message_only;
 
 /// See the module.
 pub(crate) struct StoreImport {
     store: Arc<Store>,
     engine: Arc<RocksEngine>,
+    uploads: Arc<Uploads>,
+}
+
+/// Where the uploads of each store lie. Complete before the first store serves.
+#[derive(Default)]
+pub(crate) struct Uploads(Mutex<BTreeMap<u64, Place>>);
+
+type Place = (Arc<Store>, Arc<ImportDir>);
+
+impl Uploads {
+    pub(crate) fn set(&self, store: Arc<Store>, dir: Arc<ImportDir>) {
+        self.0.lock().insert(store.store_id(), (store, dir));
+    }
 }
 
 impl StoreImport {
-    pub(crate) fn new(store: Arc<Store>) -> Self {
+    pub(crate) fn new(store: Arc<Store>, uploads: Arc<Uploads>) -> Self {
         let engine = Arc::new(store.engine().clone());
-        StoreImport { store, engine }
+        StoreImport {
+            store,
+            engine,
+            uploads,
+        }
     }
 }
 
@@ -39,6 +60,20 @@ impl ImportHost for StoreImport {
 
     fn engine(&self) -> Arc<RocksEngine> {
         self.engine.clone()
+    }
+
+    fn replicas(&self) -> Vec<Replica<RocksEngine>> {
+        let uploads = self.uploads.0.lock();
+        let others = uploads
+            .iter()
+            .filter(|(id, (store, _))| **id != self.store.store_id() && store.is_up());
+        others
+            .map(|(id, (store, dir))| Replica {
+                store_id: *id,
+                engine: Arc::new(store.engine().clone()),
+                dir: dir.clone(),
+            })
+            .collect()
     }
 
     fn region(&self, context: &Context) -> Result<metapb::Region, RegionError> {
@@ -66,9 +101,10 @@ impl ImportHost for StoreImport {
         context: &Context,
         change: impl FnOnce(&metapb::Region) -> R,
     ) -> Result<R, RegionError> {
-        let _writes = self.store.lock_writes();
+        let mut writes = self.store.lock_writes();
         let region = self.store.check_context(Some(context))?;
-        Ok(change(&region))
+        let done = writes.around(|| change(&region));
+        done.map_err(|e| message_only(e.to_string()))
     }
 
     fn write(&self, context: &Context, ops: &[EngineOp]) -> Result<(), WriteFailure> {

@@ -80,6 +80,7 @@ impl Parts {
         let listeners = Parts::listen_again(server.address())?;
         let missed = server.store().rejoin()?;
         tracing::info!(store = store_id, missed, "a store is back");
+        server.prepare()?;
         server.start(listeners)?;
         server.store().elect();
         Ok(())

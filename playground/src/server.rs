@@ -26,7 +26,7 @@ use crate::cdc::hub::Hub;
 use crate::cdc::service::{ChangeDataService, Limits};
 use crate::cdc::ticker;
 use crate::coordinator::Coordinator;
-use crate::import_host::StoreImport;
+use crate::import_host::{StoreImport, Uploads};
 use crate::node::StartError;
 use crate::pd::clock::Clock;
 use crate::status;
@@ -65,6 +65,8 @@ pub(crate) struct ServerParts {
     pub(crate) address: StoreAddress,
     pub(crate) interval: Duration,
     pub(crate) import_dir: PathBuf,
+    /// Shared by all stores.
+    pub(crate) uploads: Arc<Uploads>,
     /// Takes the reason when the services end by themselves.
     pub(crate) failed: mpsc::Sender<String>,
 }
@@ -74,6 +76,8 @@ pub(crate) struct StoreServer {
     parts: ServerParts,
     hub: Arc<Hub>,
     running: Mutex<Option<Running>>,
+    /// Made and not yet served.
+    import: Mutex<Option<ImportService<StoreImport>>>,
     /// Last moment that it ran, in ms; it runs if 0.
     left_ms: AtomicU64,
 }
@@ -92,6 +96,7 @@ impl StoreServer {
             parts,
             hub,
             running: Mutex::new(None),
+            import: Mutex::new(None),
             left_ms: AtomicU64::new(0),
         })
     }
@@ -118,7 +123,26 @@ impl StoreServer {
         }
     }
 
-    /// Serves on a thread of its own, which owns the runtime.
+    /// Opens the directory of uploads. No store may serve before all are prepared.
+    pub(crate) fn prepare(&self) -> Result<(), StartError> {
+        let store = &self.parts.store;
+        let uploads = &self.parts.uploads;
+        let import = ImportService::new(
+            Arc::new(StoreImport::new(store.clone(), uploads.clone())),
+            &self.parts.import_dir,
+            ImportLimits::default(),
+            Env::system(MemoryBudget::new(IMPORT_MEMORY)),
+        );
+        let import = import.map_err(|e| StartError::System {
+            action: "open the directory of uploads".to_owned(),
+            source: std::io::Error::other(e),
+        })?;
+        uploads.set(store.clone(), import.dir());
+        *self.import.lock() = Some(import);
+        Ok(())
+    }
+
+    /// Serves on a thread of its own, which owns the runtime; after [`StoreServer::prepare`].
     pub(crate) fn start(self: &Arc<Self>, listeners: StoreListeners) -> Result<(), StartError> {
         let system = |action: &str| {
             let action = action.to_owned();
@@ -196,13 +220,8 @@ impl StoreServer {
         let host: Arc<dyn Host> = self.clone();
         let store = &self.parts.store;
         let cdc = ChangeDataService::new(host, self.hub.clone(), Limits::default());
-        let import = ImportService::new(
-            Arc::new(StoreImport::new(store.clone())),
-            &self.parts.import_dir,
-            ImportLimits::default(),
-            Env::system(MemoryBudget::new(IMPORT_MEMORY)),
-        )
-        .map_err(|e| format!("import: {e}"))?;
+        let import = self.import.lock().take();
+        let import = import.ok_or("the import service is not prepared")?;
         // Go clients call a store down after one failure unless it answers health checks.
         let (_reporter, health) = tonic_health::server::health_reporter();
         let upkeep = import.upkeep();

@@ -251,6 +251,26 @@ impl<'s> WriteGuard<'s> {
         Ok(())
     }
 
+    /// Runs what changes the data of every running store by itself, as the next batch. The first store
+    /// gets the number before, the others after it: of stores with the same number none lacks the
+    /// change.
+    pub(crate) fn around<R>(&mut self, change: impl FnOnce() -> R) -> Result<R, EngineError> {
+        let group = &self.store.group;
+        if group.members.len() == 1 {
+            return Ok(change());
+        }
+        self.order.applied += 1;
+        let mut members = group.up();
+        if let Some(first) = members.next() {
+            first.write(WriteBatch::default(), self.order.applied)?;
+        }
+        let done = change();
+        for member in members {
+            member.write(WriteBatch::default(), self.order.applied)?;
+        }
+        Ok(done)
+    }
+
     /// Replaces a region by its parts, on disk and in the map, and tells the observers.
     pub(super) fn apply_split(
         &mut self,

@@ -12,6 +12,9 @@ use pitr_cluster::regions::{RegionTracker, TrackerEvent, TrackerOptions};
 use pitr_format::{Cf, EncodedRange, Ts};
 use pitr_playground::{Playground, PlaygroundConfig};
 use pitr_proto::errorpb;
+use pitr_proto::import_sstpb::import_sst_client::ImportSstClient;
+use pitr_proto::import_sstpb::upload_request::Chunk;
+use pitr_proto::import_sstpb::{MultiIngestRequest, Range, SstMeta, UploadRequest};
 use pitr_proto::kvrpcpb::{Context, GetRequest, Mutation, Op, PrewriteRequest};
 use pitr_proto::metapb::{Peer, Region};
 use pitr_proto::pdpb::pd_client::PdClient;
@@ -406,6 +409,81 @@ async fn http(to: std::net::SocketAddr, method: &str, path: &str) -> String {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
     answer
+}
+
+/// A table of one row in the write column family.
+fn table(key: &[u8], commit: u64, value: &'static [u8]) -> Bytes {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("table.sst");
+    let options = rocksdb::Options::default();
+    let mut writer = rocksdb::SstFileWriter::create(&options);
+    writer.open(&path).unwrap();
+    let versioned = pitr_format::EncodedKey::encode(key).at(Ts::new(commit));
+    let write = pitr_format::write_cf::WriteRecord::put(Ts::new(commit - 1), Some(value.into()));
+    let key = pitr_format::key::data_key(versioned.as_bytes());
+    writer.put(key, write.to_bytes()).unwrap();
+    writer.finish().unwrap();
+    std::fs::read(path).unwrap().into()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_is_ingested_by_every_store_and_by_none_while_one_lacks_it() {
+    let stores = Stores::start().await;
+    let (region, leader) = stores.region_of(b"a").await;
+    let leader = leader.unwrap().store_id;
+    let data = table(b"a", stores.now(), b"restored");
+    let meta = SstMeta {
+        uuid: vec![7; 16].into(),
+        range: Some(Range {
+            start: encode(b"a"),
+            end: encode(b"b"),
+        }),
+        crc32: crc32fast::hash(&data),
+        length: data.len() as u64,
+        cf_name: "write".to_owned(),
+        region_id: region.id,
+        region_epoch: region.region_epoch,
+        ..Default::default()
+    };
+    let import = |store: u64| ImportSstClient::new(stores.channels[&store].clone());
+    let upload = async |store: u64| {
+        let chunks = [Chunk::Meta(meta.clone()), Chunk::Data(data.clone())];
+        let messages = chunks.map(|chunk| UploadRequest { chunk: Some(chunk) });
+        let done = import(store).upload(futures::stream::iter(messages)).await;
+        done.unwrap();
+    };
+    let ingest = async |store: u64| {
+        let request = MultiIngestRequest {
+            context: Some(context(&region, store)),
+            ssts: vec![meta.clone()],
+        };
+        let done = import(store).multi_ingest(request).await;
+        done.unwrap().into_inner().error
+    };
+    let followers: Vec<u64> = stores
+        .channels
+        .keys()
+        .copied()
+        .filter(|id| *id != leader)
+        .collect();
+    upload(leader).await;
+    upload(followers[0]).await;
+    let missing = ingest(leader).await.unwrap();
+    assert!(missing.stale_command.is_some(), "{missing:?}");
+    assert_eq!(stores.get_at(leader, b"a").await.unwrap(), "");
+    stores.assert_equal();
+    upload(followers[1]).await;
+    let told = ingest(followers[1]).await.unwrap().not_leader.unwrap();
+    assert_eq!(told.leader.unwrap().store_id, leader);
+    assert_eq!(ingest(leader).await, None);
+    stores.assert_equal();
+    for store in [leader, followers[0], followers[1]] {
+        stores.playground.transfer_leader(region.id, store).unwrap();
+        assert_eq!(stores.get_at(store, b"a").await.unwrap(), "restored");
+    }
+    let again = ingest(followers[1]).await.unwrap();
+    assert!(again.stale_command.is_some(), "the files are used up");
+    stores.stop().await;
 }
 
 /// What the tracker of one store has delivered: keys with their commit ts, and how far each of its

@@ -4,11 +4,22 @@ use std::sync::Arc;
 
 use pitr_proto::{errorpb, kvrpcpb::Context, metapb};
 
+use super::import_dir::ImportDir;
 use crate::engine::{Engine, EngineError, EngineOp};
 use crate::sst::Tables;
 
 /// A region error, boxed because it is large.
 pub type RegionError = Box<errorpb::Error>;
+
+/// Another store of the same process that has to take every file that this one takes.
+pub struct Replica<E> {
+    /// Id of the store.
+    pub store_id: u64,
+    /// Its engine.
+    pub engine: Arc<E>,
+    /// Where its uploads lie.
+    pub dir: Arc<ImportDir>,
+}
 
 /// The owner of regions and engine. All methods may block shortly; they are called on blocking
 /// threads.
@@ -21,6 +32,12 @@ pub trait ImportHost: Send + Sync + 'static {
 
     /// The engine that files are ingested into.
     fn engine(&self) -> Arc<Self::Engine>;
+
+    /// The stores that files are ingested into together with this one, for a host that replicates by
+    /// itself. A file that one of them lacks is ingested nowhere.
+    fn replicas(&self) -> Vec<Replica<Self::Engine>> {
+        Vec::new()
+    }
 
     /// The region a context means, after the checks of TiKV in its order: region present, leader,
     /// peer, epoch. The store id was checked before.

@@ -1,6 +1,6 @@
 //! `MultiIngest`: uploaded files into the engine, in TiKV's order of checks (tikv/tikv
 //! `src/import/ingest.rs`): store, region, then the files' existence, then each file against the
-//! region. Every file is compared with its record once more, so that a byte that changed since its
+//! region. A host that replicates by itself has the files of all replicas checked and ingested. Every file is compared with its record once more, so that a byte that changed since its
 //! upload or download never reaches the engine.
 
 use std::path::PathBuf;
@@ -13,7 +13,7 @@ use pitr_proto::metapb::Region;
 use super::check_store;
 use super::host::{ImportHost, RegionError};
 use super::import_dir::{ImportDir, Record};
-use crate::engine::{Engine, EngineCf};
+use crate::engine::{Engine, EngineCf, EngineError};
 
 /// TiKV's words, including their spelling.
 const FILE_GONE: &str = "The file which would be ingested doest not exist.";
@@ -26,32 +26,49 @@ pub(super) fn multi_ingest<H: ImportHost>(
     let context = request.context.clone().unwrap_or_default();
     check_store(host, &context)?;
     host.region(&context)?;
-    let files = locate(dir, &request.ssts)?;
-    let engine = host.engine();
+    let replicas = host.replicas();
+    let stores: Vec<u64> = replicas.iter().map(|replica| replica.store_id).collect();
+    let mut places = vec![(host.engine(), locate(dir, &request.ssts)?)];
+    for replica in &replicas {
+        let files = locate(&replica.dir, &request.ssts)?;
+        places.push((replica.engine.clone(), files));
+    }
     let region_id = context.region_id;
     host.change(&context, |region| -> Result<(), RegionError> {
         for sst in &request.ssts {
             check_file(sst, region)?;
         }
-        // Under the lock again: another call may have consumed the files meanwhile.
-        for (_, path) in &files {
+        // Under the lock again: another call may have consumed the files meanwhile, a store may have
+        // come or gone.
+        for (_, path) in places.iter().flat_map(|(_, files)| files) {
             exists(path)?;
         }
-        for cf in [Cf::Default, Cf::Write] {
-            let of_cf = files
-                .iter()
-                .filter(|(c, _)| *c == cf)
-                .map(|(_, path)| path.clone());
-            engine
-                .ingest(EngineCf::from(cf), &of_cf.collect::<Vec<_>>())
-                .map_err(|e| failed(region_id, &e))?;
+        if !host.replicas().iter().map(|r| r.store_id).eq(stores) {
+            return Err(gone());
+        }
+        for (engine, files) in &places {
+            ingest_into(&**engine, files).map_err(|e| failed(region_id, &e))?;
         }
         Ok(())
     })??;
-    for (_, path) in &files {
-        dir.discard(path);
+    let dirs = std::iter::once(dir).chain(replicas.iter().map(|replica| &*replica.dir));
+    for (dir, (_, files)) in dirs.zip(&places) {
+        for (_, path) in files {
+            dir.discard(path);
+        }
     }
     host.ingested(region_id);
+    Ok(())
+}
+
+fn ingest_into(engine: &impl Engine, files: &[(Cf, PathBuf)]) -> Result<(), EngineError> {
+    for cf in [Cf::Default, Cf::Write] {
+        let of_cf = files
+            .iter()
+            .filter(|(c, _)| *c == cf)
+            .map(|(_, path)| path.clone());
+        engine.ingest(EngineCf::from(cf), &of_cf.collect::<Vec<_>>())?;
+    }
     Ok(())
 }
 

@@ -44,7 +44,7 @@ use crate::env::Env;
 use cache::SliceCache;
 use download::Form;
 pub use error::ImportError;
-pub use host::{ImportHost, RegionError, WriteFailure};
+pub use host::{ImportHost, RegionError, Replica, WriteFailure};
 pub use import_dir::{ImportDir, ImportDirError};
 use mode::Mode;
 use speed::SpeedLimits;
@@ -114,6 +114,11 @@ impl<H: ImportHost> ImportService<H> {
                 env,
             }),
         })
+    }
+
+    /// Where uploaded files lie.
+    pub fn dir(&self) -> Arc<ImportDir> {
+        Arc::clone(&self.shared.dir)
     }
 
     /// The tonic server, which takes data messages of up to 64 MiB.
