@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use pitr_env::Clock;
 use pitr_format::{EncodedRange, KvRecord};
-use pitr_observer::{Env, Observer, ObserverConfig, ShardCore};
+use pitr_observer::{Env, Observer, ObserverConfig, ShardCore, SourceEvent};
 use prometheus::core::Metric;
 use rustix::time::{ClockId, clock_gettime};
 use tikv_jemalloc_ctl::thread::allocatedp;
@@ -49,10 +49,10 @@ fn allocated() -> u64 {
 }
 
 /// What applying `events` allocates beyond the buffers of the slices.
-fn allocated_beside_buffers(core: &mut ShardCore, events: Vec<Vec<KvRecord>>) -> i64 {
+fn allocated_beside_buffers(core: &mut ShardCore, events: Vec<SourceEvent>) -> i64 {
     let (before, held) = (allocated(), core.held_bytes());
-    for (sub, records) in (1..).zip(events) {
-        core.apply(batch(sub, records));
+    for event in events {
+        core.apply(event);
     }
     let buffers = core.held_bytes() - held;
     (allocated() - before) as i64 - buffers as i64
@@ -64,7 +64,8 @@ fn a_row_costs_no_allocation_once_its_slice_is_open() {
     for sub in 1..=4 {
         core.apply(started(sub, region(sub, region_range(sub)), 1));
     }
-    let events = |from| (1..=4).map(|sub| rows(sub, from, 500)).collect::<Vec<_>>();
+    let of = |from, sub| batch(sub, rows(sub, from, 500));
+    let events = |from| (1..=4).map(|sub| of(from, sub)).collect::<Vec<_>>();
     // Opens the slices and lets the counters of the metrics come into being.
     allocated_beside_buffers(&mut core, events(0));
     let first = events(500);
