@@ -31,22 +31,33 @@ impl Tools {
         Self::new(MemoryBudget::new(u64::MAX))
     }
 
-    /// Compresses a slice: at once if half of the budget was free for the buffers. The context is
+    /// Compresses a slice: at once if there was plenty of memory for the buffers. The context is
     /// made also without room, because without it nothing would ever become smaller.
     pub fn encode(&mut self, slice: SliceBuilder) -> Result<EncodedSlice, SliceBuildError> {
-        if self.scratch.is_none() && self.budget.used() <= self.budget.limit() / 2 {
-            let room = self.budget.try_reserve(Scratch::MEMORY as u64);
-            self.scratch = room.map(|room| (Scratch::new(), room));
+        let limit = self.budget.limit();
+        let plenty = Scratch::MEMORY as u64 <= limit / 16 && self.budget.used() <= limit / 2;
+        if self.scratch.is_none() && plenty {
+            self.scratch = self
+                .room(Scratch::MEMORY)
+                .map(|room| (Scratch::new(), room));
         }
+        let room = match self.encoder {
+            Some(_) => None,
+            None => self.room(FrameEncoder::MEMORY),
+        };
         let (encoder, _) = match &mut self.encoder {
             Some(made) => made,
-            none => {
-                let room = self.budget.try_reserve(FrameEncoder::MEMORY as u64);
-                none.insert((FrameEncoder::new()?, room))
-            }
+            none => none.insert((FrameEncoder::new()?, room)),
         };
         let scratch = self.scratch.as_mut().map(|(scratch, _)| scratch);
         slice.encode(encoder, scratch)
+    }
+
+    /// Never more than there is, not even of an empty budget: tools are kept, and rows would wait
+    /// behind them for ever.
+    fn room(&self, bytes: usize) -> Option<Reservation> {
+        let mut room = self.budget.nothing();
+        room.try_grow(bytes as u64).then_some(room)
     }
 
     /// Drops everything.
@@ -90,7 +101,7 @@ mod tests {
     #[test]
     fn tools_are_paid_for_kept_while_there_is_work_and_given_back_at_rest() {
         let all = (FrameEncoder::MEMORY + Scratch::MEMORY) as u64;
-        let budget = MemoryBudget::new(4 * all);
+        let budget = MemoryBudget::new(16 * all);
         let mut tools = Tools::new(Arc::clone(&budget));
         for _ in 0..3 {
             assert!(is_whole(&tools.encode(slice()).unwrap()));
@@ -102,7 +113,7 @@ mod tests {
 
     #[test]
     fn when_memory_is_short_a_slice_is_compressed_all_the_same_without_the_buffers() {
-        let budget = MemoryBudget::new(4 * Scratch::MEMORY as u64);
+        let budget = MemoryBudget::new(16 * Scratch::MEMORY as u64);
         let rows = budget.try_reserve(budget.limit() - 10).unwrap();
         let mut tools = Tools::new(Arc::clone(&budget));
         assert!(is_whole(&tools.encode(slice()).unwrap()));
@@ -110,5 +121,15 @@ mod tests {
         drop(rows);
         assert!(is_whole(&tools.encode(slice()).unwrap()));
         assert_eq!(budget.used(), Scratch::MEMORY as u64);
+    }
+
+    #[test]
+    fn a_small_budget_is_left_to_the_rows() {
+        for limit in [0, 1000, FrameEncoder::MEMORY as u64] {
+            let budget = MemoryBudget::new(limit);
+            let mut tools = Tools::new(Arc::clone(&budget));
+            assert!(is_whole(&tools.encode(slice()).unwrap()));
+            assert!(budget.used() <= limit, "{} of {limit}", budget.used());
+        }
     }
 }
