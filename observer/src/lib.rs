@@ -83,6 +83,7 @@ pub mod publish;
 pub mod router;
 pub mod schedule;
 pub mod shard;
+mod shard_queue;
 mod shard_worker;
 pub mod slices;
 pub mod source;

@@ -10,12 +10,12 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crossbeam_channel::{Sender, TrySendError, bounded};
+use crossbeam_channel::TrySendError;
 use parking_lot::Mutex as SyncMutex;
 use pitr_budget::Reservation;
 use pitr_env::unblock;
 use pitr_format::{Class, EncodedRange};
-use tokio::sync::{Mutex, Notify, oneshot};
+use tokio::sync::{Mutex, oneshot};
 
 use crate::encode::{Closed, Encoders};
 use crate::env::Env;
@@ -23,7 +23,8 @@ use crate::flush::generation::{Generation, SealError, SealedShard};
 use crate::pressure::Pressure;
 use crate::router::{TaskRanges, shard_of};
 use crate::shard::{ShardCore, ShardSeal};
-use crate::shard_worker::{Gauges, Inbox, ShardMessage, ShardWorker};
+use crate::shard_queue::{QueueClosed, ShardQueue, queue};
+use crate::shard_worker::{Gauges, ShardMessage, ShardWorker};
 use crate::source::{SourceEvent, SubId};
 
 /// Sizes of an observer.
@@ -80,41 +81,13 @@ pub struct StartError(#[from] std::io::Error);
 
 struct Inner {
     env: Env,
-    queues: Vec<Queue>,
+    queues: Vec<ShardQueue>,
     encoders: Encoders,
     gauges: Arc<Gauges>,
     /// Running subscriptions, for the question which one to give back.
     subs: SyncMutex<BTreeSet<SubId>>,
     /// Id of the last generation. Held until every shard has sealed.
     last_generation: Mutex<u64>,
-}
-
-/// The shard is gone.
-struct QueueClosed;
-
-/// The way to one shard.
-struct Queue {
-    messages: Sender<ShardMessage>,
-    /// Wakes when half of the places are free.
-    places: Arc<Notify>,
-}
-
-impl Queue {
-    /// Hands a message over and waits for a place.
-    async fn send(&self, message: ShardMessage) -> Result<(), QueueClosed> {
-        let mut message = message;
-        loop {
-            let places = self.places.notified();
-            tokio::pin!(places);
-            places.as_mut().enable();
-            match self.messages.try_send(message) {
-                Ok(()) => return Ok(()),
-                Err(TrySendError::Full(back)) => message = back,
-                Err(TrySendError::Disconnected(_)) => return Err(QueueClosed),
-            }
-            places.await;
-        }
-    }
 }
 
 /// Starts observers.
@@ -144,14 +117,12 @@ impl Observer {
         let gauges = Arc::new(Gauges::default());
         let mut queues = Vec::new();
         for index in 0..config.shards.max(1) {
-            let (messages, inbox) = bounded(config.queue_events.max(1));
+            let (queue, inbox) = queue(config.queue_events);
             let core = ShardCore::new(Arc::clone(&ranges), config.slice_limit, env.clone());
-            let places = Arc::new(Notify::new());
-            let inbox = Inbox::new(inbox, Arc::clone(&places));
             let worker = ShardWorker::new(core, inbox, encoders.clone(), Arc::clone(&gauges));
             env.spawner
                 .worker(format!("backup-stream-{index}"), Box::new(worker))?;
-            queues.push(Queue { messages, places });
+            queues.push(queue);
         }
         Ok(ObserverHandle(Arc::new(Inner {
             env,
@@ -196,7 +167,7 @@ impl ObserverHandle {
         }
         let (sub, change) = Self::change(&event);
         let message = ShardMessage::Event(event, held.split(needed));
-        match self.queue_of(sub).messages.try_send(message) {
+        match self.queue_of(sub).try_send(message) {
             Ok(()) => {
                 self.note(sub, change);
                 Ok(())
@@ -210,7 +181,7 @@ impl ObserverHandle {
         }
     }
 
-    fn queue_of(&self, sub: SubId) -> &Queue {
+    fn queue_of(&self, sub: SubId) -> &ShardQueue {
         &self.0.queues[shard_of(sub, self.0.queues.len())]
     }
 
@@ -239,7 +210,7 @@ impl ObserverHandle {
         if !inner.gauges.relief_asked.swap(true, Ordering::AcqRel) {
             for queue in &inner.queues {
                 // A full queue relieves by itself, event by event.
-                let _ = queue.messages.try_send(ShardMessage::Relieve);
+                let _ = queue.try_send(ShardMessage::Relieve);
             }
             inner.encoders.relieve();
         }

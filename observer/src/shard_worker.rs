@@ -9,14 +9,15 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use crossbeam_channel::{Receiver, TryRecvError};
+use crossbeam_channel::TryRecvError;
 use pitr_budget::Reservation;
 use pitr_env::{Step, Worker};
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::oneshot;
 
 use crate::encode::{Closed, EncodeResult, Encoders};
 use crate::env::Env;
 use crate::shard::{ShardCore, ShardSeal};
+use crate::shard_queue::Inbox;
 use crate::source::SourceEvent;
 
 /// What travels to a shard.
@@ -38,38 +39,6 @@ pub(crate) struct Gauges {
     pub refused: AtomicBool,
     /// Whether the shards were asked to relieve and did not yet.
     pub relief_asked: AtomicBool,
-}
-
-/// The queue of a shard, seen from the shard.
-pub(crate) struct Inbox {
-    messages: Receiver<ShardMessage>,
-    /// Behind the messages, so that whoever wakes at the end finds no queue.
-    places: Places,
-}
-
-/// Wakes senders that wait for a place; at the end all, since there will be none.
-struct Places(Arc<Notify>);
-
-impl Drop for Places {
-    fn drop(&mut self) {
-        self.0.notify_waiters();
-    }
-}
-
-impl Inbox {
-    pub fn new(messages: Receiver<ShardMessage>, places: Arc<Notify>) -> Self {
-        let places = Places(places);
-        Inbox { messages, places }
-    }
-
-    /// A message was taken. Senders wake once half of the places are free: waking one for each
-    /// place would cost a switch of threads for every event.
-    fn taken(&self) {
-        let half = self.messages.capacity().unwrap_or_default() / 2;
-        if self.messages.len() <= half {
-            self.places.0.notify_waiters();
-        }
-    }
 }
 
 /// A shard with its queue. Over when all senders are gone.
@@ -106,7 +75,6 @@ impl ShardWorker {
     }
 
     fn handle(&mut self, message: ShardMessage) -> Step {
-        self.inbox.taken();
         match message {
             ShardMessage::Event(event, reservation) => self.event(event, reservation),
             ShardMessage::Seal(reply) => {
@@ -211,7 +179,7 @@ impl ShardWorker {
 
 impl Worker for ShardWorker {
     fn step(&mut self) -> Step {
-        match self.inbox.messages.try_recv() {
+        match self.inbox.try_recv() {
             Ok(message) => self.handle(message),
             Err(TryRecvError::Empty) => Step::Idle,
             Err(TryRecvError::Disconnected) => Step::Over,
@@ -219,7 +187,7 @@ impl Worker for ShardWorker {
     }
 
     fn run(mut self: Box<Self>) {
-        while let Ok(message) = self.inbox.messages.recv() {
+        while let Ok(message) = self.inbox.recv() {
             if self.handle(message) == Step::Over {
                 return;
             }
