@@ -14,8 +14,8 @@ PANICS = re.compile(r"\.unwrap\(\)|\bpanic!\(|\btodo!\(|\bunimplemented!\(")
 TEST_FOLDERS = {"tests", "sim", "fuzz", "interop"}
 # Neither product nor test of it: the stand-in for PD and TiKV with tests of its own, benches, the example engine.
 BESIDE = {"playground", "bench", "examples"}
-# Lines of tests per line of code. The goal is 1.0; this bound only ever rises.
-LEAST_TESTS = 0.8
+# Lines of tests per line of code; this bound only ever rises.
+LEAST_TESTS = 1.0
 VAGUE = {"utils.rs", "util.rs", "common.rs", "helpers.rs", "misc.rs"}
 
 
