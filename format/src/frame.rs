@@ -1,5 +1,5 @@
-//! Writing frames with one zstd context after another's work, piece by piece: the writer behind
-//! every slice.
+//! Writing frames with one zstd context after another's work, at once or piece by piece: the writer
+//! behind every slice.
 //!
 //! A context costs about 1.4 MB, so it is made once and used for many frames; who owns how many is
 //! up to the observer. The plaintext is hashed on its way in, while it is in cache. Output comes as
@@ -27,7 +27,7 @@ pub struct Frame {
 }
 
 /// Buffers for plaintext that is compressed at once: then libzstd neither copies it nor looks for
-/// matches across the ends of a ring buffer, which takes a tenth of its time. Good for any number of frames.
+/// matches across the ends of a ring buffer. Good for any number of frames.
 pub struct Scratch {
     plain: Vec<u8>,
     out: Vec<u8>,
@@ -58,8 +58,6 @@ pub struct FrameEncoder {
     sha256: Sha256,
     out: Vec<u8>,
     pieces: Vec<Bytes>,
-    /// Bytes of `pieces`.
-    stored_len: usize,
 }
 
 impl FrameEncoder {
@@ -82,20 +80,17 @@ impl FrameEncoder {
             sha256: Sha256::new(),
             out: Vec::with_capacity(FRAME_PIECE),
             pieces: Vec::new(),
-            stored_len: 0,
         })
     }
 
-    /// Begins a frame; one that was not finished is forgotten. If `plain_len` is given, exactly
-    /// that many bytes follow, and the tables are made to measure.
-    pub fn begin(&mut self, plain_len: Option<u64>) -> Result<(), CompressError> {
+    /// Begins a frame of exactly `plain_len` bytes; one that was not finished is forgotten.
+    pub fn begin(&mut self, plain_len: u64) -> Result<(), CompressError> {
         self.sha256 = Sha256::new();
         self.out.clear();
         self.pieces.clear();
-        self.stored_len = 0;
         let reset = self.context.reset(ResetDirective::SessionOnly);
         reset.map_err(zstd_error)?;
-        let pledge = self.context.set_pledged_src_size(plain_len);
+        let pledge = self.context.set_pledged_src_size(Some(plain_len));
         pledge.map(drop).map_err(zstd_error)
     }
 
@@ -129,11 +124,6 @@ impl FrameEncoder {
         })
     }
 
-    /// Bytes of the pieces so far.
-    pub fn stored_len(&self) -> usize {
-        self.stored_len
-    }
-
     /// Ends the frame.
     pub fn finish(&mut self) -> Result<Frame, CompressError> {
         while self.step(|context, out| context.end_stream(out))? > 0 {}
@@ -165,7 +155,6 @@ impl FrameEncoder {
     fn cut(&mut self) {
         if !self.out.is_empty() {
             self.pieces.push(Bytes::copy_from_slice(&self.out));
-            self.stored_len += self.out.len();
             self.out.clear();
         }
     }
@@ -191,20 +180,18 @@ mod tests {
     fn frames_of_one_context_do_not_depend_on_those_before() {
         let mut encoder = FrameEncoder::new().unwrap();
         let long = noise(3 * FRAME_PIECE);
-        encoder.begin(None).unwrap();
+        encoder.begin(5000).unwrap();
         encoder.write(&long[..1000]).unwrap();
         for plain in [&b""[..], b"short", &long, b"short"] {
-            for pledged in [None, Some(plain.len() as u64)] {
-                encoder.begin(pledged).unwrap();
-                encoder.write(plain).unwrap();
-                let frame = encoder.finish().unwrap();
-                assert_eq!(frame.sha256[..], Sha256::digest(plain)[..]);
-                let (last, full) = frame.pieces.split_last().unwrap();
-                assert!(full.iter().all(|piece| piece.len() == FRAME_PIECE));
-                assert!(!last.is_empty());
-                let stored = frame.pieces.concat();
-                assert_eq!(decompress(&stored, plain.len() as u64).unwrap(), plain);
-            }
+            encoder.begin(plain.len() as u64).unwrap();
+            encoder.write(plain).unwrap();
+            let frame = encoder.finish().unwrap();
+            assert_eq!(frame.sha256[..], Sha256::digest(plain)[..]);
+            let (last, full) = frame.pieces.split_last().unwrap();
+            assert!(full.iter().all(|piece| piece.len() == FRAME_PIECE));
+            assert!(!last.is_empty());
+            let stored = frame.pieces.concat();
+            assert_eq!(decompress(&stored, plain.len() as u64).unwrap(), plain);
         }
     }
 
@@ -216,7 +203,7 @@ mod tests {
         for len in [0, 1, 70_000, AT_ONCE] {
             for plain in [&noise[..len], &text[..len]] {
                 // What was begun before is forgotten.
-                encoder.begin(Some(7)).unwrap();
+                encoder.begin(7).unwrap();
                 encoder.write(b"left").unwrap();
                 let chunks = plain.chunks(64 << 10).map(<[u8]>::to_vec);
                 let frame = encoder.frame_at_once(&mut scratch, chunks).unwrap();
@@ -238,7 +225,7 @@ mod tests {
         let mut encoder = FrameEncoder::new().unwrap();
         for len in [2_000, 60_000, plain.len()] {
             let plain = &plain[..len];
-            encoder.begin(Some(len as u64)).unwrap();
+            encoder.begin(len as u64).unwrap();
             for chunk in plain.chunks(777) {
                 encoder.write(chunk).unwrap();
             }
@@ -251,10 +238,10 @@ mod tests {
     #[test]
     fn a_pledge_that_is_not_kept_is_an_error_and_the_next_frame_is_good() {
         let mut encoder = FrameEncoder::new().unwrap();
-        encoder.begin(Some(10)).unwrap();
+        encoder.begin(10).unwrap();
         let kept = encoder.write(b"short").and_then(|()| encoder.finish());
         assert!(kept.is_err());
-        encoder.begin(Some(5)).unwrap();
+        encoder.begin(5).unwrap();
         encoder.write(b"short").unwrap();
         let stored = encoder.finish().unwrap().pieces.concat();
         assert_eq!(decompress(&stored, 5).unwrap(), b"short");
@@ -264,8 +251,8 @@ mod tests {
     fn a_context_holds_no_more_than_is_said() {
         let mut encoder = FrameEncoder::new().unwrap();
         let plain = noise(4 << 20);
-        for pledged in [None, Some(plain.len() as u64), None] {
-            encoder.begin(pledged).unwrap();
+        for _ in 0..3 {
+            encoder.begin(plain.len() as u64).unwrap();
             encoder.write(&plain).unwrap();
             encoder.finish().unwrap();
             let holds = encoder.context.sizeof() + encoder.out.capacity();
@@ -280,7 +267,6 @@ mod tests {
         #[test]
         fn any_plaintext_in_any_pieces_comes_back(
             parts in proptest::collection::vec((0usize..70_000, any::<bool>()), 0..8),
-            pledge in any::<bool>(),
         ) {
             let random = noise(70_000);
             let parts: Vec<Vec<u8>> = parts.into_iter()
@@ -288,7 +274,7 @@ mod tests {
                 .collect();
             let plain = parts.concat();
             let mut encoder = FrameEncoder::new().unwrap();
-            encoder.begin(pledge.then_some(plain.len() as u64)).unwrap();
+            encoder.begin(plain.len() as u64).unwrap();
             for part in &parts {
                 encoder.write(part).unwrap();
             }

@@ -61,13 +61,6 @@ pub struct KvRecord {
     pub value: Bytes,
 }
 
-impl KvRecord {
-    /// Bytes of key and value.
-    pub fn size(&self) -> usize {
-        self.key.len() + self.value.len()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -67,7 +67,7 @@ impl Batch {
     }
 
     /// The user key was set to a value that lies in `default`, and that `fill` appends to what it
-    /// is given. After an error the batch is as before.
+    /// is given. After an error of `fill` the batch is as before.
     pub fn put_long<E: From<RecordError>>(
         &mut self,
         commit: &Commit<'_>,

@@ -126,7 +126,7 @@ impl SliceBuilder {
             let frame = encoder.frame_at_once(scratch, self.plain.into_chunks())?;
             return Ok(EncodedSlice::new(self.facts, frame));
         }
-        encoder.begin(Some(self.plain_len() as u64))?;
+        encoder.begin(self.plain_len() as u64)?;
         for chunk in self.plain.into_chunks() {
             encoder.write(&chunk)?;
         }

@@ -2,7 +2,8 @@
 //! family and operation in one flush, stored as one zstd frame inside a merged object and
 //! described by a `DataFileInfo`.
 //!
-//! [`SliceBuilder`] (the observer's shards) writes one, [`verify_slice`] (restore, verify) proves that stored bytes are what the metadata says. Source: tikv/tikv
+//! [`SliceBuilder`] (the observer's shards) writes one, [`verify_slice`] (restore, verify) proves
+//! that stored bytes are what the metadata says. Source: tikv/tikv
 //! `components/backup-stream/src/router.rs`.
 
 mod build;
