@@ -63,7 +63,7 @@ impl Bed {
         let records: Vec<KvRecord> = (0..50).map(|n| self.row(n)).collect();
         self.bytes += records
             .iter()
-            .map(|record| record.size() as u64)
+            .map(|record| (record.key.len() + record.value.len()) as u64)
             .sum::<u64>();
         batch(self.rows / 50 % 20 + 1, records)
     }

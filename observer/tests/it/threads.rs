@@ -115,18 +115,21 @@ fn a_full_observer_gives_the_event_back_and_takes_it_after_a_flush() {
         .unwrap();
     let observer = observer(64, 20_000);
     send_patiently(&observer, started(1, region(1, EncodedRange::ALL), 1));
+    // A refusal lets shards and encoders make room; full is who still refuses when they did.
+    let mut in_a_row = 0;
     let refused = (2..)
-        .find_map(
-            |ts| match observer.try_send(batch(1, vec![row(&[9; 500], ts)])) {
-                Err(SendError::Full(event)) if observer.memory_used() > 15_000 => Some(event),
-                _ => {
-                    assert!(observer.memory_used() <= observer.memory_budget());
-                    thread::sleep(Duration::from_millis(1));
-                    None
-                }
-            },
-        )
+        .find_map(|ts| {
+            let sent = observer.try_send(batch(1, vec![row(&[9; 500], ts)]));
+            assert!(observer.memory_used() <= observer.memory_budget());
+            thread::sleep(Duration::from_millis(1));
+            in_a_row = if sent.is_err() { in_a_row + 1 } else { 0 };
+            match sent {
+                Err(SendError::Full(event)) if in_a_row == 50 => Some(event),
+                _ => None,
+            }
+        })
         .unwrap();
+    assert!(observer.memory_used() > 15_000);
     // Events without rows need no memory: the claims of what is held still go through.
     send_patiently(&observer, resolved(1, 5));
     runtime.block_on(async {
