@@ -3,6 +3,7 @@
 //!
 //! Order of the data: [`tasks`] says what to observe, [`regions`] says where it is and keeps it
 //! subscribed through [`cdc`], which turns rows into the records that log backup stores.
+//! [`seat`] lets one process at a time speak for a store.
 //! [`kv`] and [`import`] are what probes, digests and the restore driver need of a store.
 //! Plaintext gRPC only. Nothing here reads the environment, prints or owns a runtime; tasks are
 //! spawned on the caller's tokio runtime.
@@ -15,5 +16,6 @@ pub mod kv;
 pub mod net;
 pub mod pd;
 pub mod regions;
+pub mod seat;
 pub mod stores;
 pub mod tasks;

@@ -435,6 +435,12 @@ codes! {
         effect: "Its checkpoint stays; everything is read again from it.",
         action: "None if it passes. If it repeats, report it with the message."
     }
+    StoreTaken = 1608 {
+        title: "Another sidecar serves the store",
+        cause: "Two sidecars run with one store id, or this one was stopped for longer than its lease in PD's etcd and another one took over.",
+        effect: "None: the other one captures the store; this one published nothing since.",
+        action: "Run one sidecar for each store. The message names the other's address; end one of the two."
+    }
     Internal = 1900 {
         title: "A fault of ours",
         cause: "Something happened that must not happen.",

@@ -76,6 +76,7 @@ impl Code {
             | TargetIsSource
             | TargetClockBehind
             | TargetNotEmpty
+            | StoreTaken
             | AdminAddressTaken => Exit::Conflict,
             StorageDenied | AdminAddressDenied => Exit::Auth,
             RegistryDamaged | ArchiveDamaged | TargetDiffers => Exit::Damage,

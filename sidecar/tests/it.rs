@@ -16,6 +16,8 @@ mod broken_archives;
 mod bucket;
 #[path = "it/command.rs"]
 mod command;
+#[path = "it/fence.rs"]
+mod fence;
 #[path = "it/memory/mod.rs"]
 mod memory;
 #[path = "it/misuse.rs"]
@@ -34,6 +36,8 @@ mod real_pd;
 mod refusals;
 #[path = "it/rounds/mod.rs"]
 mod rounds;
+#[path = "it/seats.rs"]
+mod seats;
 #[path = "it/serve_refusals.rs"]
 mod serve_refusals;
 #[path = "it/signals.rs"]

@@ -77,9 +77,9 @@ impl EtcdClient {
     }
 
     async fn range(&self, request: pb::RangeRequest) -> Result<pb::RangeResponse, EtcdError> {
-        self.call("Range", |mut stub| {
+        self.call("Range", |channel| {
             let request = with_leader(request.clone());
-            async move { stub.range(request).await }
+            async move { kv(channel).range(request).await }
         })
         .await
     }
@@ -96,9 +96,9 @@ impl EtcdClient {
             ..Default::default()
         };
         let answer = self
-            .call("Put", |mut stub| {
+            .call("Put", |channel| {
                 let request = with_leader(put.clone());
-                async move { stub.put(request).await }
+                async move { kv(channel).put(request).await }
             })
             .await?;
         Ok(revision(&answer.header))
@@ -111,9 +111,9 @@ impl EtcdClient {
             ..Default::default()
         };
         let answer = self
-            .call("DeleteRange", |mut stub| {
+            .call("DeleteRange", |channel| {
                 let request = with_leader(delete.clone());
-                async move { stub.delete_range(request).await }
+                async move { kv(channel).delete_range(request).await }
             })
             .await?;
         Ok(answer.deleted > 0)
@@ -126,15 +126,25 @@ impl EtcdClient {
         comparisons: Vec<pb::Compare>,
         operations: Vec<pb::RequestOp>,
     ) -> Result<TxnOutcome, EtcdError> {
+        self.txn_or(comparisons, operations, Vec::new()).await
+    }
+
+    /// [`EtcdClient::txn`] that runs `otherwise` if a comparison does not hold.
+    pub async fn txn_or(
+        &self,
+        comparisons: Vec<pb::Compare>,
+        operations: Vec<pb::RequestOp>,
+        otherwise: Vec<pb::RequestOp>,
+    ) -> Result<TxnOutcome, EtcdError> {
         let txn = pb::TxnRequest {
             compare: comparisons,
             success: operations,
-            failure: Vec::new(),
+            failure: otherwise,
         };
         let answer = self
-            .call("Txn", |mut stub| {
+            .call("Txn", |channel| {
                 let request = with_leader(txn.clone());
-                async move { stub.txn(request).await }
+                async move { kv(channel).txn(request).await }
             })
             .await?;
         Ok(TxnOutcome {
@@ -165,17 +175,17 @@ impl EtcdClient {
         Err(self.unreachable("Watch", CALL_TIMEOUT, last))
     }
 
-    async fn call<T, F, Fut>(&self, call: &'static str, run: F) -> Result<T, EtcdError>
+    /// Runs one call at one member after the other until one answers.
+    pub(super) async fn call<T, F, Fut>(&self, call: &'static str, run: F) -> Result<T, EtcdError>
     where
-        F: Fn(Stub<Channel>) -> Fut,
+        F: Fn(Channel) -> Fut,
         Fut: Future<Output = Result<Response<T>, Status>>,
     {
         let deadline = Instant::now() + DEADLINE;
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(1), 3);
         loop {
             let (index, member) = self.member()?;
-            let stub = Stub::new(member.channel.clone()).max_decoding_message_size(MAX_MESSAGE);
-            let last = match timeout(CALL_TIMEOUT, run(stub)).await {
+            let last = match timeout(CALL_TIMEOUT, run(member.channel.clone())).await {
                 Ok(Ok(answer)) => return Ok(answer.into_inner()),
                 Ok(Err(status)) => format!("{}: {}", member.url, judge(call, &status)?),
                 Err(_) => format!("{} did not answer in time", member.url),
@@ -219,6 +229,10 @@ impl EtcdClient {
     }
 }
 
+fn kv(channel: Channel) -> Stub<Channel> {
+    Stub::new(channel).max_decoding_message_size(MAX_MESSAGE)
+}
+
 /// A request that a member without a leader refuses.
 pub(super) fn with_leader<T>(message: T) -> Request<T> {
     let mut request = Request::new(message);
@@ -253,6 +267,14 @@ pub mod compare {
         created(key, CompareResult::Greater)
     }
 
+    /// The key exists since this revision.
+    pub fn created_at(key: impl Into<Bytes>, revision: i64) -> pb::Compare {
+        pb::Compare {
+            target_union: Some(TargetUnion::CreateRevision(revision)),
+            ..created(key, CompareResult::Equal)
+        }
+    }
+
     fn created(key: impl Into<Bytes>, result: CompareResult) -> pb::Compare {
         pb::Compare {
             result: result as i32,
@@ -284,6 +306,24 @@ pub mod op {
         wrap(Request::RequestPut(pb::PutRequest {
             key: key.into(),
             value: value.into(),
+            ..Default::default()
+        }))
+    }
+
+    /// Sets a key that goes when the lease ends.
+    pub fn put_leased(key: impl Into<Bytes>, value: impl Into<Bytes>, lease: i64) -> pb::RequestOp {
+        wrap(Request::RequestPut(pb::PutRequest {
+            key: key.into(),
+            value: value.into(),
+            lease,
+            ..Default::default()
+        }))
+    }
+
+    /// Reads a key.
+    pub fn get(key: impl Into<Bytes>) -> pb::RequestOp {
+        wrap(Request::RequestRange(pb::RangeRequest {
+            key: key.into(),
             ..Default::default()
         }))
     }

@@ -42,6 +42,12 @@ pub enum EtcdError {
         /// Why.
         reason: String,
     },
+    /// The lease ended, and its keys with it.
+    #[error("the lease ended before {call}")]
+    LeaseEnded {
+        /// The call.
+        call: &'static str,
+    },
     /// etcd refuses the call; repeating it cannot help.
     #[error("etcd refused {call}: {text}")]
     Rejected {
@@ -57,7 +63,9 @@ impl EtcdError {
     pub fn class(&self) -> Class {
         match self {
             EtcdError::Unreachable { .. } => Class::Retry,
-            EtcdError::Compacted { .. } | EtcdError::WatchLost { .. } => Class::Refresh,
+            EtcdError::Compacted { .. }
+            | EtcdError::WatchLost { .. }
+            | EtcdError::LeaseEnded { .. } => Class::Refresh,
             EtcdError::Address(_) | EtcdError::Rejected { .. } => Class::Permanent,
         }
     }
@@ -68,6 +76,9 @@ pub(super) fn judge(call: &'static str, status: &tonic::Status) -> Result<String
     match status.code() {
         Code::OutOfRange if status.message().contains("compacted") => {
             Err(EtcdError::Compacted { revision: 0 })
+        }
+        Code::NotFound if status.message().contains("lease not found") => {
+            Err(EtcdError::LeaseEnded { call })
         }
         Code::InvalidArgument
         | Code::FailedPrecondition
@@ -102,9 +113,12 @@ mod tests {
     }
 
     #[test]
-    fn compaction_asks_for_a_new_list_and_a_bad_request_is_permanent() {
+    fn compaction_and_an_ended_lease_ask_to_begin_anew_and_a_bad_request_is_permanent() {
         let text = "etcdserver: mvcc: required revision has been compacted";
         let error = judge("Range", &Status::out_of_range(text)).unwrap_err();
+        assert_eq!(error.class(), Class::Refresh);
+        let text = "etcdserver: requested lease not found";
+        let error = judge("Txn", &Status::not_found(text)).unwrap_err();
         assert_eq!(error.class(), Class::Refresh);
         let error = judge("Txn", &Status::invalid_argument("duplicate key")).unwrap_err();
         assert_eq!(error.class(), Class::Permanent);

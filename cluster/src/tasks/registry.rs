@@ -21,6 +21,8 @@ const CAS_ATTEMPTS: usize = 8;
 #[derive(Clone)]
 pub struct TaskRegistry {
     etcd: Arc<EtcdClient>,
+    /// Without it nothing is published.
+    fence: Option<pb::Compare>,
 }
 
 /// Everything the registry said at one revision.
@@ -34,7 +36,17 @@ pub(super) struct Snapshot {
 impl TaskRegistry {
     /// A registry in the etcd of a cluster's PD.
     pub fn new(etcd: Arc<EtcdClient>) -> Self {
-        TaskRegistry { etcd }
+        TaskRegistry { etcd, fence: None }
+    }
+
+    /// The registry for one publication: checkpoints are written only if `condition` holds in the
+    /// same transaction.
+    #[must_use]
+    pub fn fenced(&self, condition: pb::Compare) -> Self {
+        TaskRegistry {
+            etcd: self.etcd.clone(),
+            fence: Some(condition),
+        }
     }
 
     pub(super) fn etcd(&self) -> &EtcdClient {
@@ -205,10 +217,11 @@ impl TaskRegistry {
                 operations.push(op::put(key.clone(), ts.get().to_be_bytes().to_vec()));
             }
             // Also when there is nothing to write: a stopped task must not look published.
-            let conditions = vec![
+            let mut conditions = vec![
                 compare::unchanged(info.clone(), registered),
                 compare::unchanged(key.clone(), seen),
             ];
+            conditions.extend(self.fence.clone());
             if self.etcd.txn(conditions, operations).await?.succeeded {
                 return Ok(now.max(ts));
             }
@@ -239,13 +252,15 @@ impl TaskRegistry {
         keys::check_name(name)?;
         let key = keys::storage_checkpoint(name, store_id);
         let put = op::put(key, ts.get().to_be_bytes().to_vec());
-        let same = compare::unchanged(keys::info(name), registered);
-        match self.etcd.txn(vec![same], vec![put]).await?.succeeded {
-            true => Ok(()),
-            false => Err(TaskError::NotFound {
-                name: name.to_owned(),
-            }),
+        let mut conditions = vec![compare::unchanged(keys::info(name), registered)];
+        conditions.extend(self.fence.clone());
+        if self.etcd.txn(conditions, vec![put]).await?.succeeded {
+            return Ok(());
         }
+        self.must_be(name, registered).await?;
+        Err(TaskError::Contended {
+            key: keys::storage_checkpoint(name, store_id),
+        })
     }
 
     /// Storage checkpoint of each store.

@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::members::StoreStatus;
 use crate::time;
 
 /// Where a task stands on this store.
@@ -170,12 +171,18 @@ pub struct SidecarStatus {
     pub cluster_id: Option<u64>,
     /// The store that is tailed, once PD named it.
     pub store_id: Option<u64>,
+    /// Id of this process, made anew at each start; it stands in the store's key in PD's etcd.
+    #[serde(default)]
+    pub daemon: String,
     /// What start-up or the task list waits for; empty when all is well.
     pub waiting_for: String,
     /// Tasks by name; a list in JSON.
     #[serde(with = "as_list")]
     #[schemars(with = "Vec<TaskStatus>")]
     pub tasks: BTreeMap<String, TaskStatus>,
+    /// Every store of the cluster and its sidecar, as last read from PD.
+    #[serde(default)]
+    pub stores: Vec<StoreStatus>,
 }
 
 mod as_list {

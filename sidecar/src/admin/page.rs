@@ -25,6 +25,11 @@ pub(super) fn render(status: &SidecarStatus, health: &Result<(), String>) -> Str
     row(&mut out, "store", &number(status.store_id));
     let health = health.as_ref().err().map_or("good", String::as_str);
     row(&mut out, "health", health);
+    for store in &status.stores {
+        let sidecar = store.sidecar.as_ref().map(ToString::to_string);
+        let sidecar = sidecar.as_deref().unwrap_or("no sidecar");
+        row(&mut out, &format!("store {}", store.store_id), sidecar);
+    }
     out.push_str("</table>");
     for task in status.tasks.values() {
         push_task(&mut out, task);

@@ -64,7 +64,7 @@ pub async fn run(args: Args) -> Outcome {
     let cluster = Cluster::connect(&args.pd.pd).await?;
     let report = Report {
         cluster_id: cluster.pd.cluster_id(),
-        tasks: log_status::tasks(&cluster, None)
+        tasks: log_status::tasks(&cluster, &[], None)
             .await?
             .into_iter()
             .map(Listed::from)

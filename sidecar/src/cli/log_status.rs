@@ -14,6 +14,7 @@ use super::args::{OutputArgs, PdArgs};
 use crate::cluster::Cluster;
 use crate::codes::Code;
 use crate::failure::{Exit, Failure};
+use crate::members::{self, StoreStatus, TaskOnStore};
 use crate::pause::Pause;
 use crate::serve::GAP_CODE;
 use crate::{ranges, storage, time};
@@ -59,6 +60,8 @@ pub(super) struct TaskReport {
     ranges: Vec<String>,
     /// What each store has published.
     progress: Vec<StoreProgress>,
+    /// Where it stands on each store, as the sidecars say.
+    pub stores: Vec<TaskOnStore>,
     /// Its storage, without credentials.
     pub storage: String,
     /// BR's `checkpoint[global]`: what the archive can be restored to.
@@ -111,7 +114,8 @@ pub(super) struct LastError {
 /// Runs the verb.
 pub async fn run(args: Args) -> Outcome {
     let cluster = Cluster::connect(&args.pd.pd).await?;
-    let tasks = tasks(&cluster, args.task_name.as_deref()).await?;
+    let stores = members::stores(&cluster).await?;
+    let tasks = tasks(&cluster, &stores, args.task_name.as_deref()).await?;
     let report = Report {
         cluster_id: cluster.pd.cluster_id(),
         now: cluster.now().await?.get(),
@@ -125,6 +129,7 @@ pub async fn run(args: Args) -> Outcome {
 /// The tasks as they stand in PD, all or the one that is named.
 pub(super) async fn tasks(
     cluster: &Cluster,
+    stores: &[StoreStatus],
     wanted: Option<&str>,
 ) -> Result<Vec<TaskReport>, Failure> {
     let (tasks, _) = cluster.tasks.list().await?;
@@ -132,7 +137,8 @@ pub(super) async fn tasks(
     let mut found = Vec::new();
     for task in &tasks {
         if wanted.is_none_or(|name| name == task.name) {
-            found.push(describe(cluster, task, now).await?);
+            let stores = stores.iter().map(|store| store.task(&task.name));
+            found.push(describe(cluster, task, stores.collect(), now).await?);
         }
     }
     match wanted {
@@ -175,7 +181,12 @@ pub(super) fn judge(tasks: &[TaskReport], max_lag: Option<Duration>) -> Outcome 
     Ok(Exit::Ok)
 }
 
-async fn describe(cluster: &Cluster, task: &Task, now: Ts) -> Result<TaskReport, Failure> {
+async fn describe(
+    cluster: &Cluster,
+    task: &Task,
+    stores: Vec<TaskOnStore>,
+    now: Ts,
+) -> Result<TaskReport, Failure> {
     let progress = cluster.tasks.storage_checkpoints(&task.name).await?;
     let errors = cluster.tasks.last_errors(&task.name).await?;
     let central = cluster.tasks.global_checkpoint(&task.name).await?;
@@ -202,6 +213,7 @@ async fn describe(cluster: &Cluster, task: &Task, now: Ts) -> Result<TaskReport,
                 checkpoint: ts.get(),
             })
             .collect(),
+        stores,
         storage: storage::uri_of_task(&task.info),
         checkpoint: checkpoint.get(),
         checkpoint_time: time::show(checkpoint),
@@ -242,6 +254,7 @@ fn text(report: &Report) -> String {
         }
         let errors = task.last_errors.iter();
         lines.extend(errors.map(|error| format!("error{error}")));
+        lines.extend(members::table(&task.stores));
     }
     lines.join("\n")
 }
@@ -267,6 +280,7 @@ mod tests {
             table_filter: Vec::new(),
             ranges: Vec::new(),
             progress: Vec::new(),
+            stores: Vec::new(),
             storage: String::new(),
             checkpoint: 7,
             checkpoint_time: time::show(Ts::new(7)),

@@ -13,6 +13,7 @@ use crate::admin::{SidecarStatus, client};
 use crate::cluster::Cluster;
 use crate::codes::Code;
 use crate::failure::{Exit, Failure};
+use crate::members::{self, StoreStatus};
 use crate::time;
 
 /// Where a sidecar listens unless told otherwise.
@@ -52,6 +53,8 @@ pub(super) struct Report {
     gc_safe_point: time::Shown,
     /// The running sidecar.
     sidecar: SidecarReport,
+    /// Every store and its sidecar, as they say in PD's etcd.
+    stores: Vec<StoreStatus>,
     /// Tasks as they stand in PD.
     tasks: Vec<TaskReport>,
 }
@@ -98,7 +101,8 @@ async fn look(args: &Args) -> Result<(Report, Option<Failure>), Failure> {
     let (cluster, page) = tokio::join!(Cluster::connect(&args.pd.pd), client::status(address));
     let cluster = cluster?;
     let cluster_id = cluster.pd.cluster_id();
-    let tasks = log_status::tasks(&cluster, args.task_name.as_deref()).await?;
+    let stores = members::stores(&cluster).await?;
+    let tasks = log_status::tasks(&cluster, &stores, args.task_name.as_deref()).await?;
     let page = page.and_then(|page| of_this_cluster(page, cluster_id, address));
     let (page, silent) = match page {
         Ok(page) => (Some(page), None),
@@ -113,6 +117,7 @@ async fn look(args: &Args) -> Result<(Report, Option<Failure>), Failure> {
             problem: silent.as_ref().map(|failure| failure.what.clone()),
             page,
         },
+        stores,
         tasks,
     };
     Ok((report, silent))
@@ -148,6 +153,11 @@ fn text(report: &Report) -> String {
         format!("GC safepoint: {}", report.gc_safe_point),
         sidecar_line(&report.sidecar),
     ];
+    for store in &report.stores {
+        let who = store.sidecar.as_ref().map(ToString::to_string);
+        let who = who.as_deref().unwrap_or("no sidecar: nothing is captured");
+        lines.push(format!("store {}:      {who}", store.store_id));
+    }
     if report.tasks.is_empty() {
         lines.push("\nno task is registered".to_owned());
     }
@@ -190,6 +200,9 @@ fn task_lines(task: &TaskReport, page: Option<&SidecarStatus>, lines: &mut Vec<S
     }
     for error in &task.last_errors {
         lines.push(format!("  error:       {error}"));
+    }
+    for line in members::table(&task.stores) {
+        lines.push(format!("  {line}"));
     }
     let Some(here) = page.and_then(|page| page.tasks.get(&task.name)) else {
         return;

@@ -43,6 +43,12 @@ pub const KEYS: &[KeyDoc] = &[
         doc: "Where the admin pages are served: /, /status.json, /metrics, /healthz, /readyz, /config, /loglevel.",
     },
     KeyDoc {
+        key: "advertise-status-addr",
+        unit: "host:port",
+        default: None,
+        doc: "Where others find the admin pages, told in PD's etcd. Without it: `status-addr`, with the host of the store's address if that listens on every address.",
+    },
+    KeyDoc {
         key: "lag-limit",
         unit: "duration",
         default: Some("10m"),

@@ -32,6 +32,9 @@ pub struct Config {
     #[serde(default = "Config::default_status_addr")]
     #[schemars(with = "String")]
     pub status_addr: SocketAddr,
+    /// Where others find the admin pages.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub advertise_status_addr: Option<String>,
     /// Lag above which the sidecar is not healthy.
     #[serde(default = "Config::default_lag_limit")]
     pub lag_limit: Span,
@@ -268,6 +271,7 @@ mod tests {
         let mut config = Config::parse(SMALLEST).unwrap();
         config.store_id = Some(1);
         config.temp_path = Some("/tmp/x".into());
+        config.advertise_status_addr = Some("a:1".to_owned());
         let written = toml::Table::try_from(&config).unwrap();
         let mut found = Vec::new();
         keys::walk(&written, "", &mut |key, _| found.push(key.to_owned()));

@@ -1,9 +1,11 @@
-//! The running sidecar of one store: admin HTTP first, then PD, then one runner per task.
+//! The running sidecar of one store: admin HTTP first, then PD, then the key of the store, then one
+//! runner per task.
 //!
 //! The supervisor owns the set of runners and follows the task registry: a task that appears is
 //! run, one that is paused is unloaded, one that is gone is forgotten and its safepoints are
 //! released. It ends when it is told to stop, after every runner made its last flush.
 
+mod fence;
 pub mod guard;
 mod hold;
 mod lag;
@@ -17,6 +19,7 @@ mod standing;
 mod store;
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use pitr_cluster::tasks::{Task, TaskEvent};
@@ -33,7 +36,9 @@ use crate::cluster::Cluster;
 use crate::codes::Code;
 use crate::config::{Config, LogBackupConfig, effective};
 use crate::failure::Failure;
-use crate::storage;
+use crate::members::Member;
+use crate::{storage, time};
+use fence::Fence;
 use runner::Stop;
 
 /// Error code of a gap, in `last-error` at PD and in metrics.
@@ -47,6 +52,8 @@ pub(crate) struct Context {
     pub store_id: u64,
     /// Where it listens.
     pub store_addr: String,
+    /// Says whether it is still ours.
+    pub fence: Arc<Fence>,
     /// Opens the storage that a task names.
     pub open_storage: OpenStorage,
     /// `[log-backup]`.
@@ -90,9 +97,13 @@ pub async fn serve_with(
     let connect = async {
         let cluster = Cluster::connect(&config.pd_endpoints).await?;
         let store = store::resolve(&cluster, &config).await?;
-        Ok::<_, Failure>((cluster, store))
+        let env = memory::environment(&config, store.id, metrics.observer.clone())?;
+        let me = introduce(&config, &store.address, admin.addr());
+        board.update(|page| page.daemon.clone_from(&me.daemon));
+        let fence = Fence::take(&cluster, store.id, me, board.clone()).await?;
+        Ok::<_, Failure>((cluster, store, env, fence))
     };
-    let (cluster, store) = tokio::select! {
+    let (cluster, store, env, fence) = tokio::select! {
         connected = connect => connected?,
         () = stopped(&mut stop) => return Ok(()),
     };
@@ -106,7 +117,6 @@ pub async fn serve_with(
         store = store.id,
         "serving"
     );
-    let env = memory::environment(&config, store.id, metrics.observer.clone())?;
     let (fatal, fatal_inbox) = mpsc::channel(1);
     let supervisor = Supervisor {
         events: cluster.tasks.events(),
@@ -114,6 +124,7 @@ pub async fn serve_with(
             cluster,
             store_id: store.id,
             store_addr: store.address,
+            fence: fence.clone(),
             open_storage,
             config: config.log_backup,
             board,
@@ -124,7 +135,39 @@ pub async fn serve_with(
         fatal,
         fatal_inbox,
     };
-    supervisor.run(stop).await
+    let keeper = tokio::spawn(fence.clone().keep());
+    let ended = supervisor.run(stop).await;
+    keeper.abort();
+    fence.leave().await;
+    ended
+}
+
+/// What this process says of itself.
+fn introduce(config: &Config, store_address: &str, bound: SocketAddr) -> Member {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    Member {
+        daemon: uuid::Uuid::new_v4().to_string(),
+        address: advertised(config, store_address, bound),
+        host: host.trim().to_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        started_at: time::show(time::local_now()).utc,
+        tasks: Vec::new(),
+    }
+}
+
+/// Where others find the admin pages: as configured, else where they listen. A sidecar that listens
+/// everywhere is found on its store's machine.
+fn advertised(config: &Config, store_address: &str, bound: SocketAddr) -> String {
+    match (
+        &config.advertise_status_addr,
+        store_address.rsplit_once(':'),
+    ) {
+        (Some(address), _) => address.clone(),
+        (None, Some((host, _))) if bound.ip().is_unspecified() => {
+            format!("{host}:{}", bound.port())
+        }
+        (None, _) => bound.to_string(),
+    }
 }
 
 fn bind_failure(config: &Config, error: &std::io::Error) -> Failure {
@@ -160,11 +203,17 @@ struct Supervisor {
 
 impl Supervisor {
     async fn run(mut self, mut stop: watch::Receiver<bool>) -> Result<(), Failure> {
+        let fence = self.context.fence.clone();
         loop {
             tokio::select! {
                 () = stopped(&mut stop) => break,
                 Some(failure) = self.fatal_inbox.recv() => {
-                    self.stop_all().await;
+                    self.stop_all(Stop::Drain).await;
+                    return Err(failure);
+                }
+                failure = fence.lost() => {
+                    // What is not flushed is the other one's to read.
+                    self.stop_all(Stop::Drop).await;
                     return Err(failure);
                 }
                 event = self.events.recv() => match event {
@@ -175,7 +224,7 @@ impl Supervisor {
                 },
             }
         }
-        if self.stop_all().await {
+        if self.stop_all(Stop::Drain).await {
             return Ok(());
         }
         Err(Failure::new(
@@ -186,10 +235,10 @@ impl Supervisor {
         .action("see the log for the reason; start again once the storage works"))
     }
 
-    /// Lets every runner make its last flush; whether all could.
-    async fn stop_all(&mut self) -> bool {
+    /// Ends every runner; whether all last flushes, if they were asked for, became durable.
+    async fn stop_all(&mut self, how: Stop) -> bool {
         for running in self.running.values() {
-            let _ = running.stop.send(Stop::Drain);
+            let _ = running.stop.send(how);
         }
         let mut clean = true;
         for (name, running) in std::mem::take(&mut self.running) {

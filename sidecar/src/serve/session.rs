@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pitr_budget::MemoryBudget;
+use pitr_cluster::seat::SeatError;
 use pitr_cluster::tasks::Task;
 use pitr_format::Ts;
 use pitr_observer::{
@@ -114,7 +115,7 @@ impl Session {
         let registered = registered(context, task).await?;
         // GC is held before anything that may take its time, such as a storage that is away.
         let (stored, global) = durable_start(context, task).await?;
-        let archive = open_archive(context, task).await?;
+        let archive = context.fence.guard(open_archive(context, task).await?);
         let now = context.cluster.pd.tso().await;
         let now = now.map_err(|error| End::not_loaded(error.into()))?;
         clock_is_ahead(now, global).map_err(End::not_loaded)?;
@@ -126,7 +127,7 @@ impl Session {
             .await
             .map_err(|error| failed(storage::code_of_cause(&error, error.class()), &error))?;
         let sink = RegistrySink {
-            tasks: context.cluster.tasks.clone(),
+            fence: context.fence.clone(),
             task: task.name.clone(),
             registered,
             store_id: context.store_id,
@@ -260,6 +261,11 @@ impl Session {
         let now = now.map_err(|error| Trouble::Again(error.into()))?;
         self.clock.told(now);
         clock_is_ahead(now, self.publisher.checkpoint()).map_err(Trouble::Over)?;
+        let ours = self.context.fence.confirm().await;
+        ours.map_err(|error| match error {
+            SeatError::Taken { .. } => Trouble::Over(error.into()),
+            SeatError::Unknown { .. } => Trouble::Again(error.into()),
+        })?;
         self.still_the_archive().await?;
         let flushed = self.flusher.flush(generation, now).await;
         let proof = flushed.map_err(|error| {

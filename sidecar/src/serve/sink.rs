@@ -1,14 +1,21 @@
-//! PD as the observer's [`ProgressSink`]: the task registry holds the checkpoints.
+//! PD as the observer's [`ProgressSink`]: the task registry holds the checkpoints, and takes them
+//! from the sidecar that has the store only.
+
+use std::sync::Arc;
 
 use async_trait::async_trait;
-use pitr_cluster::tasks::{TaskError, TaskRegistry};
+use pitr_cluster::seat::SeatError;
+use pitr_cluster::tasks::TaskError;
 use pitr_format::Ts;
 use pitr_observer::{ProgressSink, SinkError};
 
+use super::fence::Fence;
+use crate::failure::Failure;
+
 /// Publishes the progress of one task for one store.
 pub(super) struct RegistrySink {
-    /// Registry of the cluster.
-    pub tasks: TaskRegistry,
+    /// Says whether the store is ours, and knows the registry.
+    pub fence: Arc<Fence>,
     /// Name of the task.
     pub task: String,
     /// Revision of the task's registration when the session began.
@@ -17,25 +24,35 @@ pub(super) struct RegistrySink {
     pub store_id: u64,
 }
 
-#[async_trait]
-impl ProgressSink for RegistrySink {
-    async fn raise_global(&self, ts: Ts) -> Result<Ts, SinkError> {
-        let raised = self
-            .tasks
-            .raise_global_checkpoint(&self.task, self.registered, ts)
-            .await;
-        raised.map_err(sink_error)
-    }
-
-    async fn set_storage_checkpoint(&self, ts: Ts) -> Result<(), SinkError> {
-        let set = self
-            .tasks
-            .set_storage_checkpoint(&self.task, self.registered, self.store_id, ts)
-            .await;
-        set.map_err(sink_error)
+impl RegistrySink {
+    /// A transaction that failed may have done so at the fence, which is the better reason.
+    async fn failed(&self, error: TaskError) -> SinkError {
+        match self.fence.confirm().await {
+            Err(taken @ SeatError::Taken { .. }) => {
+                SinkError::new(taken.class(), Failure::from(taken).one_line())
+            }
+            _ => SinkError::new(error.class(), error),
+        }
     }
 }
 
-fn sink_error(error: TaskError) -> SinkError {
-    SinkError::new(error.class(), error)
+#[async_trait]
+impl ProgressSink for RegistrySink {
+    async fn raise_global(&self, ts: Ts) -> Result<Ts, SinkError> {
+        let tasks = self.fence.registry().await;
+        let raised = tasks.raise_global_checkpoint(&self.task, self.registered, ts);
+        match raised.await {
+            Ok(holds) => Ok(holds),
+            Err(error) => Err(self.failed(error).await),
+        }
+    }
+
+    async fn set_storage_checkpoint(&self, ts: Ts) -> Result<(), SinkError> {
+        let tasks = self.fence.registry().await;
+        let set = tasks.set_storage_checkpoint(&self.task, self.registered, self.store_id, ts);
+        match set.await {
+            Ok(()) => Ok(()),
+            Err(error) => Err(self.failed(error).await),
+        }
+    }
 }

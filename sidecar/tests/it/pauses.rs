@@ -22,7 +22,7 @@ impl Keys {
     pub fn of(cluster: &Cluster) -> Self {
         let runtime = Runtime::new().unwrap();
         let etcd = runtime
-            .block_on(async { EtcdClient::new(&[cluster.pd()]) })
+            .block_on(async { EtcdClient::new(&cluster.pds()) })
             .unwrap();
         Keys { runtime, etcd }
     }

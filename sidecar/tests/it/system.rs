@@ -303,15 +303,20 @@ impl Sidecar {
 
     /// A sidecar with more lines and more arguments.
     pub fn start_with_args(cluster: &Cluster, lines: &str, args: &[&str]) -> Self {
-        Self::spawn(cluster, lines, args, "info")
+        Self::spawn(cluster, lines, args, "info", "1s")
+    }
+
+    /// A sidecar that flushes at this interval.
+    pub fn start_flushing_every(cluster: &Cluster, interval: &str) -> Self {
+        Self::spawn(cluster, "", &[], "info", interval)
     }
 
     /// A sidecar that logs everything there is to log, into a file: a pipe would fill up.
     pub fn start_loud(cluster: &Cluster) -> Self {
-        Self::spawn(cluster, "", &[], "trace")
+        Self::spawn(cluster, "", &[], "trace", "1s")
     }
 
-    fn spawn(cluster: &Cluster, lines: &str, args: &[&str], level: &str) -> Self {
+    fn spawn(cluster: &Cluster, lines: &str, args: &[&str], level: &str, every: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let free = TcpListener::bind("127.0.0.1:0")
             .unwrap()
@@ -320,7 +325,7 @@ impl Sidecar {
         let config = dir.path().join("sidecar.toml");
         let text = format!(
             "pd-endpoints = {:?}\nstore-address = \"{}\"\nstatus-addr = \"{free}\"\n\
-             {lines}\n[log-backup]\nmax-flush-interval = \"1s\"\n",
+             {lines}\n[log-backup]\nmax-flush-interval = \"{every}\"\n",
             cluster.pds(),
             cluster.playground.store_addr(),
         );
@@ -376,6 +381,17 @@ impl Sidecar {
         let code = self.child.wait().unwrap().code().unwrap_or(-1);
         let said = std::fs::read_to_string(self.dir.path().join(LOG)).unwrap();
         (code, said)
+    }
+
+    /// [`Sidecar::wait`] for one that must end by itself soon.
+    #[track_caller]
+    pub fn wait_at_most(mut self, patience: Duration) -> (i32, String) {
+        let end = Instant::now() + patience;
+        while self.child.try_wait().unwrap().is_none() {
+            assert!(Instant::now() < end, "it runs after {patience:?}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        self.wait()
     }
 
     /// SIGTERM, then the exit code must be 0.
