@@ -129,12 +129,6 @@ codes! {
         effect: "Nothing is tailed.",
         action: "Set `store-address` to the address as PD has it, or `store-id`."
     }
-    SeveralStores = 1106 {
-        title: "The cluster has more than one TiKV store",
-        cause: "This release tails one store; regions that another store leads would never be read.",
-        effect: "Nothing is tailed: the checkpoint could not move, and no data would be reported as safe that is not.",
-        action: "Use a cluster of one store, or remove the others (a store counts until it is a tombstone)."
-    }
     UnsafeTikvVersion = 1107 {
         title: "A TiKV that can abort under a change stream",
         cause: "TiKV 8.5.0 to 8.5.3 has an assertion that an overlapped rollback can break while changes are tailed.",

@@ -58,7 +58,6 @@ impl Code {
             | NoCheckpoint | KeyNotInLog | UnreferencedLog | OpaqueObject => Exit::NotFound,
             WrongCluster
             | KeyLocked
-            | SeveralStores
             | UnsafeTikvVersion
             | ObjectExists
             | TaskExists

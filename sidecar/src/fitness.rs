@@ -1,23 +1,10 @@
-//! Whether a cluster is one that this release can tail: one TiKV store, of a version that a change
-//! stream does not abort. Pure; asked by `log start` and `serve`.
+//! Whether a cluster is one that this release can tail: of a version that a change stream does not
+//! abort. Pure; asked by `log start` and `serve`.
 
 use pitr_proto::metapb::Store;
 
 use crate::codes::Code;
 use crate::failure::Failure;
-
-/// Refuses a cluster of several TiKV stores: changes in regions that another store leads would
-/// never be read. `stores`: neither tombstones nor TiFlash.
-pub fn one_store(stores: &[Store]) -> Result<(), Failure> {
-    if stores.len() <= 1 {
-        return Ok(());
-    }
-    let what = format!(
-        "the cluster has {} TiKV stores, this release tails one",
-        stores.len()
-    );
-    Err(Failure::new(Code::SeveralStores, what).at(list(stores)))
-}
 
 /// Refuses stores of TiKV 8.5.0 to 8.5.3, whose lock tracker has an assertion that changes can
 /// break while they are tailed (tikv/tikv issues 18498 and 19083).
@@ -71,18 +58,6 @@ mod tests {
             version: version.to_owned(),
             ..Store::default()
         }
-    }
-
-    #[test]
-    fn a_second_store_is_refused_and_both_are_named() {
-        assert_eq!(one_store(&[store(1, "8.5.6")]), Ok(()));
-        let failure = one_store(&[store(1, "8.5.6"), store(4, "8.5.6")]).unwrap_err();
-        assert_eq!(failure.code, Code::SeveralStores);
-        assert!(
-            failure.place.contains("store 1 at tikv-1:20160"),
-            "{failure}"
-        );
-        assert!(failure.place.contains("store 4"), "{failure}");
     }
 
     #[test]

@@ -67,7 +67,6 @@ pub async fn start(cluster: &Cluster, request: Request) -> Result<Started, Failu
     let storage = crate::storage::open(&request.storage_url)?;
     let backend = pitr_storage::backend_of_url(&request.storage_url)?;
     let stores = cluster.tikv_stores().await?;
-    fitness::one_store(&stores)?;
     if !request.allow_unsafe_version {
         fitness::safe_version(&stores)?;
     }

@@ -28,7 +28,7 @@ use super::{Context, hold};
 use crate::admin::{HeldBy, TaskState};
 use crate::codes::Code;
 use crate::failure::{Exit, Failure};
-use crate::{archive, fitness, storage, time};
+use crate::{archive, storage, time};
 
 /// How often it is looked whether a flush is due by size.
 const TICK: Duration = Duration::from_millis(100);
@@ -111,7 +111,6 @@ impl Session {
             status.storage = storage::uri_of_task(&task.info);
         });
         accept(task).map_err(End::not_loaded)?;
-        only_store(context).await.map_err(End::not_loaded)?;
         let registered = registered(context, task).await?;
         // GC is held before anything that may take its time, such as a storage that is away.
         let (stored, global) = durable_start(context, task).await?;
@@ -502,12 +501,6 @@ fn clock_is_ahead(now: Ts, checkpoint: Ts) -> Result<(), Failure> {
             .effect("nothing is published; changes made now would not count as new")
             .action("raise PD's TSO above the checkpoint, or take a new base and a new archive"),
     )
-}
-
-/// A store that joined after the start would take regions that nobody reads.
-async fn only_store(context: &Context) -> Result<(), Failure> {
-    let stores = context.cluster.tikv_stores().await?;
-    fitness::one_store(&stores)
 }
 
 /// Refuses a task that cannot be done as it asks.
