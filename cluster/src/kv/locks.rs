@@ -8,11 +8,12 @@
 use std::collections::BTreeSet;
 
 use bytes::Bytes;
-use pitr_format::Ts;
+use pitr_format::{EncodedKey, Ts};
 use pitr_proto::kvrpcpb::{self, Action, LockInfo};
 
 use super::error::KvError;
 use super::region_call::RegionCaller;
+use crate::pd::Region;
 
 /// What became of a lock.
 pub(super) enum LockState {
@@ -25,7 +26,7 @@ pub(super) enum LockState {
 }
 
 /// Outcome of a transaction.
-enum Fate {
+pub(super) enum Fate {
     /// At this commit ts; zero = rolled back.
     Decided(Ts),
     State(LockState),
@@ -46,13 +47,16 @@ impl Resolver<'_> {
                 let (start_ts, now_ms) = (lock.lock_version, now.physical_ms());
                 let age_ms = now_ms.saturating_sub(Ts::new(start_ts).physical_ms());
                 tracing::info!(start_ts, %commit_ts, age_ms, "resolving a lock that blocks a read");
-                self.finish(lock, commit_ts).await?;
+                self.finish(lock.lock_version, vec![lock.key.clone()], commit_ts)
+                    .await?;
                 Ok(LockState::Gone)
             }
         }
     }
 
-    async fn fate(&self, lock: &LockInfo, now: Ts) -> Result<Fate, KvError> {
+    /// What became of the transaction of a lock by this time; [`Ts::MAX`] counts every lock as
+    /// expired.
+    pub async fn fate(&self, lock: &LockInfo, now: Ts) -> Result<Fate, KvError> {
         let expired = is_expired(lock, now);
         let status = self.status(lock, now, expired, false).await?;
         if let Some(error) = &status.error {
@@ -96,10 +100,7 @@ impl Resolver<'_> {
                 return Err(refused("KvCheckSecondaryLocks", error));
             }
             if asked.is_empty() {
-                return Err(KvError::Refused {
-                    call: "KvCheckSecondaryLocks",
-                    text: "PD named a region that does not hold the key".to_owned(),
-                });
+                return Err(not_there("KvCheckSecondaryLocks"));
             }
             if answer.locks.len() < asked.len() {
                 // One is committed, or missing and now protected against ever being written.
@@ -128,12 +129,6 @@ impl Resolver<'_> {
         first: &Bytes,
         left: &BTreeSet<Bytes>,
     ) -> Result<(kvrpcpb::CheckSecondaryLocksResponse, Vec<Bytes>), KvError> {
-        let inside = |region: &crate::pd::Region| -> Vec<Bytes> {
-            let range = region.range();
-            let holds =
-                |key: &&Bytes| range.contains(pitr_format::EncodedKey::encode(key).as_bytes());
-            left.iter().filter(holds).cloned().collect()
-        };
         let (answer, region) = self
             .caller
             .call(
@@ -142,14 +137,14 @@ impl Resolver<'_> {
                 |mut stub, context, region| {
                     let request = kvrpcpb::CheckSecondaryLocksRequest {
                         context: Some(context),
-                        keys: inside(region),
+                        keys: inside(region, left),
                         start_version: lock.lock_version,
                     };
                     async move { stub.kv_check_secondary_locks(request).await }
                 },
             )
             .await?;
-        Ok((answer, inside(&region)))
+        Ok((answer, inside(&region, left)))
     }
 
     async fn status(
@@ -179,36 +174,67 @@ impl Resolver<'_> {
         Ok(answer)
     }
 
-    /// Writes the decision under the lock's key.
-    async fn finish(&self, lock: &LockInfo, commit_ts: Ts) -> Result<(), KvError> {
-        let key = &lock.key;
-        let (answer, _) = self
-            .caller
-            .call("KvResolveLock", key, |mut stub, context, _| {
-                let request = kvrpcpb::ResolveLockRequest {
-                    context: Some(context),
-                    start_version: lock.lock_version,
-                    commit_version: commit_ts.get(),
-                    keys: vec![key.clone()],
-                    ..Default::default()
-                };
-                async move { stub.kv_resolve_lock(request).await }
-            })
-            .await?;
-        match &answer.error {
-            None => Ok(()),
-            Some(error) => Err(refused("KvResolveLock", error)),
+    /// Writes the decision under keys that a transaction has locked, region by region.
+    pub async fn finish(
+        &self,
+        start_ts: u64,
+        keys: Vec<Bytes>,
+        commit_ts: Ts,
+    ) -> Result<(), KvError> {
+        let mut left: BTreeSet<Bytes> = keys.into_iter().collect();
+        while let Some(first) = left.first() {
+            let (answer, region) = self
+                .caller
+                .call("KvResolveLock", first, |mut stub, context, region| {
+                    let request = kvrpcpb::ResolveLockRequest {
+                        context: Some(context),
+                        start_version: start_ts,
+                        commit_version: commit_ts.get(),
+                        keys: inside(region, &left),
+                        ..Default::default()
+                    };
+                    async move { stub.kv_resolve_lock(request).await }
+                })
+                .await?;
+            if let Some(error) = &answer.error {
+                return Err(refused("KvResolveLock", error));
+            }
+            let done = inside(&region, &left);
+            if done.is_empty() {
+                return Err(not_there("KvResolveLock"));
+            }
+            for key in done {
+                left.remove(&key);
+            }
         }
+        Ok(())
+    }
+}
+
+/// The keys that lie in a region.
+fn inside(region: &Region, keys: &BTreeSet<Bytes>) -> Vec<Bytes> {
+    let range = region.range();
+    let holds = |key: &&Bytes| range.contains(EncodedKey::encode(key).as_bytes());
+    keys.iter().filter(holds).cloned().collect()
+}
+
+fn not_there(call: &'static str) -> KvError {
+    KvError::Refused {
+        call,
+        text: "PD named a region that does not hold the key".to_owned(),
     }
 }
 
 /// Whether a lock outlived its TTL by PD's time.
 fn is_expired(lock: &LockInfo, now: Ts) -> bool {
+    if now == Ts::MAX {
+        return true;
+    }
     let born = Ts::new(lock.lock_version).physical_ms();
     now.physical_ms() >= born.saturating_add(lock.lock_ttl)
 }
 
-fn refused(call: &'static str, error: &kvrpcpb::KeyError) -> KvError {
+pub(super) fn refused(call: &'static str, error: &kvrpcpb::KeyError) -> KvError {
     KvError::Refused {
         call,
         text: format!("{error:?}"),
@@ -233,5 +259,6 @@ mod tests {
             ..lock
         };
         assert!(!is_expired(&endless, Ts::compose(1 << 40, 0)));
+        assert!(is_expired(&endless, Ts::MAX));
     }
 }

@@ -39,6 +39,7 @@ macro_rules! region_answer {
 
 region_answer!(
     ScanResponse,
+    ScanLockResponse,
     CheckTxnStatusResponse,
     CheckSecondaryLocksResponse,
     ResolveLockResponse,
