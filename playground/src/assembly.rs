@@ -21,7 +21,7 @@ use crate::realpd::RealPd;
 use crate::server::{ServerParts, StoreAddress, StoreListeners, StoreServer};
 use crate::store::{RegionIds, Store, StoreOptions};
 
-/// Version that the store reports.
+/// Version that the stores report unless told otherwise.
 pub const STORE_VERSION: &str = "8.5.6";
 const STORE_ID: u64 = 1;
 const FIRST_REGION: u64 = 2;
@@ -70,11 +70,7 @@ impl Parts {
                 store: *addr,
                 status: *status,
             };
-            let meta = metapb::Store {
-                version: config.store_version.clone(),
-                start_timestamp: i64::try_from(clock() / 1000).unwrap_or(0),
-                ..store_meta(address)
-            };
+            let meta = store_meta(config, at, address);
             if let Coordinator::Real(real) = &*pd {
                 real.join(store, meta.clone())?;
                 store.observe(real.observer());
@@ -91,7 +87,7 @@ impl Parts {
                 import_dir: config.data_dir.join(numbered("import", at)),
                 uploads: uploads.clone(),
                 failed: failed.clone(),
-            }));
+            })?);
         }
         let first = servers.first().cloned().ok_or(StartError::Stores(0))?;
         let parts = Parts {
@@ -218,14 +214,20 @@ fn store_dirs(dir: &Path, count: usize) -> Vec<PathBuf> {
         .collect()
 }
 
-/// The store as PD knows it.
-fn store_meta(address: StoreAddress) -> metapb::Store {
-    let status = address.status.map(|addr| reachable(addr).to_string());
+/// The store at position `at`, as PD knows it. Like TiKV it names no `peer_address` of its own; who
+/// stands in front of a store is advertised in its place.
+fn store_meta(config: &PlaygroundConfig, at: usize, address: StoreAddress) -> metapb::Store {
+    let own_status = address.status.map(|addr| reachable(addr).to_string());
+    let advertised = |names: &[String]| names.get(at).filter(|name| !name.is_empty()).cloned();
     metapb::Store {
         id: address.id,
         address: reachable(address.store).to_string(),
         state: metapb::StoreState::Up.into(),
-        status_address: status.unwrap_or_default(),
+        version: config.store_version.clone(),
+        peer_address: advertised(&config.advertise_peer_addrs).unwrap_or_default(),
+        status_address: advertised(&config.advertise_status_addrs)
+            .or(own_status)
+            .unwrap_or_default(),
         node_state: metapb::NodeState::Serving.into(),
         ..Default::default()
     }

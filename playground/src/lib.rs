@@ -9,6 +9,7 @@ mod coordinator;
 mod durable;
 pub mod etcd;
 mod import_host;
+mod metrics;
 mod node;
 #[cfg(test)]
 mod node_tests;

@@ -32,11 +32,20 @@ struct Arguments {
     /// Address of the store, further ones on the ports above; port 0 takes free ones.
     #[arg(long, default_value = "127.0.0.1:20160")]
     store_addr: SocketAddr,
-    /// Address of the store's HTTP status, further ones on the ports above; none if left out.
-    #[arg(long)]
-    status_addr: Option<SocketAddr>,
+    /// Address of the store's HTTP status (/status, /config, /metrics), further ones on the ports above;
+    /// port 0 takes free ones.
+    #[arg(long, default_value = "127.0.0.1:0")]
+    status_addr: SocketAddr,
+    /// Status address that PD is told of a store, for a front before it; once for each store, in their
+    /// order, "" for the store's own.
+    #[arg(long, value_name = "ADDR")]
+    advertise_status_addr: Vec<String>,
+    /// Peer address that PD is told of a store; as above. A store's own is left empty, as with TiKV.
+    #[arg(long, value_name = "ADDR")]
+    advertise_peer_addr: Vec<String>,
     /// Address for commands over HTTP, none if left out: GET /regions, GET /stores,
-    /// POST /regions/ID/leader/STORE, POST /stores/ID/stop, …/crash, …/start.
+    /// POST /regions/ID/leader/STORE, /regions/ID/split?key=HEX (a user key), /regions/ID/merge/TARGET,
+    /// /stores/ID/stop, …/crash, …/start.
     #[arg(long)]
     admin_addr: Option<SocketAddr>,
     /// Cluster id of a new data directory; random if left out.
@@ -75,7 +84,9 @@ fn run(arguments: Arguments) -> Result<(), Box<dyn std::error::Error>> {
         stores: arguments.stores,
         store_addr: arguments.store_addr,
         admin_addr: arguments.admin_addr,
-        status_addr: arguments.status_addr,
+        status_addr: Some(arguments.status_addr),
+        advertise_status_addrs: arguments.advertise_status_addr,
+        advertise_peer_addrs: arguments.advertise_peer_addr,
         cluster_id: arguments.cluster_id,
         resolved_ts_interval: Duration::from_millis(arguments.resolved_ts_interval),
         ..PlaygroundConfig::new(arguments.data_dir)

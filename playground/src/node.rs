@@ -11,6 +11,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use pitr_format::Class;
+use pitr_proto::metapb::Region;
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, oneshot};
 
@@ -22,7 +23,7 @@ use crate::outage::OutageError;
 use crate::pd::state::StateError;
 use crate::realpd::RealPdError;
 use crate::server::{StoreAddress, StoreListeners, StoreServer};
-use crate::store::{OpenError, Store, TransferError};
+use crate::store::{MergeError, OpenError, SplitError, Store, TransferError};
 
 /// How long PD's open connections may take to notice the end.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(5);
@@ -47,15 +48,21 @@ pub struct PlaygroundConfig {
     pub stores: usize,
     /// Where the first store listens, the others on the ports above; port 0 takes free ones.
     pub store_addr: SocketAddr,
-    /// Where the first store's HTTP status listens, if at all, the others on the ports above.
+    /// Where the first store's HTTP status listens, the others on the ports above; port 0 takes free
+    /// ones. Without it the stores have none.
     pub status_addr: Option<SocketAddr>,
+    /// What PD is told as the status address of each store, in the order of the stores, for fronts that
+    /// stand before them. An empty text, or none for a store, tells its own.
+    pub advertise_status_addrs: Vec<String>,
+    /// The same for the peer address. As with TiKV a store's own is left empty.
+    pub advertise_peer_addrs: Vec<String>,
     /// Where commands on leaders and stores are taken over HTTP, if at all.
     pub admin_addr: Option<SocketAddr>,
     /// Id of the own PD's cluster; random for a new directory, that of the directory for an old one.
     pub cluster_id: Option<u64>,
     /// How often resolved timestamps are sent; at least [`MIN_RESOLVED_TS_INTERVAL`].
     pub resolved_ts_interval: Duration,
-    /// Version that the store reports.
+    /// Version that the stores report.
     pub store_version: String,
     /// Stores that PD lists beside the real one, none of which exists: for those who have to notice.
     pub ghost_stores: u64,
@@ -71,7 +78,9 @@ impl PlaygroundConfig {
             pd_addr: free,
             stores: 1,
             store_addr: free,
-            status_addr: None,
+            status_addr: Some(free),
+            advertise_status_addrs: Vec::new(),
+            advertise_peer_addrs: Vec::new(),
             admin_addr: None,
             cluster_id: None,
             resolved_ts_interval: Duration::from_secs(1),
@@ -117,6 +126,9 @@ pub enum StartError {
     /// Too many stores, or none, or several at a real PD.
     #[error("{0} stores: 1 to {MAX_STORES} are possible, with a real PD only 1")]
     Stores(usize),
+    /// More advertised addresses than stores.
+    #[error("{0} advertised addresses for {1} stores: give one for each store, in their order")]
+    Advertised(usize, usize),
     /// The interval is too short.
     #[error("resolved-ts interval {0:?} is below {MIN_RESOLVED_TS_INTERVAL:?}")]
     Interval(Duration),
@@ -131,7 +143,9 @@ impl StartError {
             StartError::Etcd(e) => e.class(),
             StartError::RealPd(e) => e.class(),
             StartError::Store(e) => e.class(),
-            StartError::Stores(_) | StartError::Interval(_) => Class::Permanent,
+            StartError::Stores(_) | StartError::Advertised(..) | StartError::Interval(_) => {
+                Class::Permanent
+            }
         }
     }
 }
@@ -154,7 +168,8 @@ impl From<OwnPdError> for StartError {
     }
 }
 
-/// A running playground. Dropping it stops it too, without waiting for the end.
+/// A running playground. Dropping it stops it and waits until its threads have ended and its databases
+/// are closed: a process that ends while a database is being closed may abort.
 pub struct Playground {
     pd_addr: SocketAddr,
     admin_addr: Option<SocketAddr>,
@@ -199,6 +214,23 @@ fn above(addr: SocketAddr, by: usize) -> SocketAddr {
         0 => addr,
         port => SocketAddr::new(addr.ip(), port.saturating_add(by)),
     }
+}
+
+/// What can be refused before anything is touched.
+fn check(config: &PlaygroundConfig) -> Result<(), StartError> {
+    if config.resolved_ts_interval < MIN_RESOLVED_TS_INTERVAL {
+        return Err(StartError::Interval(config.resolved_ts_interval));
+    }
+    let several_at_real = !config.real_pd.is_empty() && config.stores > 1;
+    if !(1..=MAX_STORES).contains(&config.stores) || several_at_real {
+        return Err(StartError::Stores(config.stores));
+    }
+    for names in [&config.advertise_status_addrs, &config.advertise_peer_addrs] {
+        if names.len() > config.stores {
+            return Err(StartError::Advertised(names.len(), config.stores));
+        }
+    }
+    Ok(())
 }
 
 /// Binds every socket of the configuration.
@@ -259,13 +291,7 @@ impl Playground {
     /// Opens the data and serves. May be called inside or outside of a runtime; it blocks while
     /// the data directory is opened.
     pub fn start(config: PlaygroundConfig) -> Result<Self, StartError> {
-        if config.resolved_ts_interval < MIN_RESOLVED_TS_INTERVAL {
-            return Err(StartError::Interval(config.resolved_ts_interval));
-        }
-        let several_at_real = !config.real_pd.is_empty() && config.stores > 1;
-        if !(1..=MAX_STORES).contains(&config.stores) || several_at_real {
-            return Err(StartError::Stores(config.stores));
-        }
+        check(&config)?;
         let (mut listeners, addresses) = listen_all(&config)?;
         std::fs::create_dir_all(&config.data_dir).map_err(|source| StartError::System {
             action: format!("create {}", config.data_dir.display()),
@@ -377,8 +403,24 @@ impl Playground {
         self.parts.timestamp()
     }
 
+    /// Splits a region at a user key inside of it; the parts in key order, the last with the old id.
+    pub fn split_region(&self, region_id: u64, key: &[u8]) -> Result<Vec<Region>, SplitError> {
+        self.store().split_region_at(region_id, key)
+    }
+
+    /// Merges a region into its neighbour; the neighbour as it is then.
+    pub fn merge_regions(&self, source: u64, target: u64) -> Result<Region, MergeError> {
+        self.store().merge(source, target)
+    }
+
     /// Ends every connection and closes the data directory. Blocks until that is done.
-    pub fn shutdown(mut self) {
+    pub fn shutdown(self) {
+        drop(self);
+    }
+}
+
+impl Drop for Playground {
+    fn drop(&mut self) {
         self.stop.take();
         if let Some(thread) = self.thread.take() {
             // A panic in there was reported by its thread already.

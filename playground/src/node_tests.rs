@@ -94,6 +94,38 @@ async fn a_restarted_playground_goes_on_where_it_stood() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_dropped_playground_has_closed_its_databases_and_sockets() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = PlaygroundConfig::new(dir.path());
+    config.stores = 2;
+    for _ in 0..3 {
+        let playground = Playground::start(config.clone()).unwrap();
+        // A second run at the same addresses fails as long as anything of the first is open.
+        let addresses = playground.addresses();
+        config.pd_addr = playground.pd_addr();
+        config.store_addr = addresses[0].store;
+        drop(playground);
+        for address in &addresses {
+            std::net::TcpListener::bind(address.store).unwrap();
+        }
+        config.store_addr.set_port(0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_advertised_addresses_than_stores_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = PlaygroundConfig::new(dir.path().join("data"));
+    config.advertise_peer_addrs = vec!["a:1".to_owned(), "b:1".to_owned()];
+    let refused = Playground::start(config).err().unwrap().to_string();
+    assert!(
+        refused.contains("2 advertised addresses for 1"),
+        "{refused}"
+    );
+    assert!(!dir.path().join("data").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn another_cluster_is_refused_by_name() {
     let dir = tempfile::tempdir().unwrap();
     let playground = Playground::start(PlaygroundConfig::new(dir.path())).unwrap();

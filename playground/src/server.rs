@@ -27,6 +27,7 @@ use crate::cdc::service::{ChangeDataService, Limits};
 use crate::cdc::ticker;
 use crate::coordinator::Coordinator;
 use crate::import_host::{StoreImport, Uploads};
+use crate::metrics::StoreMetrics;
 use crate::node::StartError;
 use crate::pd::clock::Clock;
 use crate::status;
@@ -78,6 +79,9 @@ pub(crate) struct StoreServer {
     running: Mutex<Option<Running>>,
     /// Made and not yet served.
     import: Mutex<Option<ImportService<StoreImport>>>,
+    metrics: StoreMetrics,
+    /// When it was last started, in ms.
+    started_ms: AtomicU64,
     /// Last moment that it ran, in ms; it runs if 0.
     left_ms: AtomicU64,
 }
@@ -89,16 +93,22 @@ struct Running {
 }
 
 impl StoreServer {
-    pub(crate) fn new(parts: ServerParts) -> Arc<Self> {
+    pub(crate) fn new(parts: ServerParts) -> Result<Arc<Self>, StartError> {
         let hub = Arc::new(Hub::new(parts.store.engine().clone()));
         parts.store.observe(hub.clone());
-        Arc::new(StoreServer {
+        let metrics = StoreMetrics::new().map_err(|e| StartError::System {
+            action: "register metrics".to_owned(),
+            source: std::io::Error::other(e),
+        })?;
+        Ok(Arc::new(StoreServer {
             parts,
             hub,
             running: Mutex::new(None),
             import: Mutex::new(None),
+            metrics,
+            started_ms: AtomicU64::new(0),
             left_ms: AtomicU64::new(0),
-        })
+        }))
     }
 
     pub(crate) fn store(&self) -> &Arc<Store> {
@@ -115,12 +125,19 @@ impl StoreServer {
             0 => (self.parts.clock)(),
             left => left,
         };
+        let started_ms = self.started_ms.load(Ordering::Acquire);
         metapb::Store {
+            start_timestamp: i64::try_from(started_ms / 1000).unwrap_or(0),
             last_heartbeat: i64::try_from(alive_ms)
                 .unwrap_or(0)
                 .saturating_mul(1_000_000),
             ..self.parts.meta.clone()
         }
+    }
+
+    /// The page `/metrics`.
+    pub(crate) fn metrics(&self) -> prometheus::Result<Vec<u8>> {
+        self.metrics.text(&self.parts.store, &self.hub)
     }
 
     /// Opens the directory of uploads. No store may serve before all are prepared.
@@ -139,6 +156,8 @@ impl StoreServer {
         })?;
         uploads.set(store.clone(), import.dir());
         *self.import.lock() = Some(import);
+        self.started_ms
+            .store((self.parts.clock)(), Ordering::Release);
         Ok(())
     }
 
@@ -203,7 +222,7 @@ impl StoreServer {
                 Some(listener) => {
                     let listener = tokio::net::TcpListener::from_std(listener);
                     let listener = listener.map_err(|e| e.to_string())?;
-                    status::serve(listener, &self.parts.address.store.to_string()).await
+                    status::serve(listener, self.clone()).await
                 }
                 None => std::future::pending().await,
             }
@@ -227,7 +246,7 @@ impl StoreServer {
         let upkeep = import.upkeep();
         let server = Server::builder()
             .add_service(health)
-            .add_service(TikvService::server(store.clone()))
+            .add_service(TikvService::server(store.clone(), self.metrics.requests()))
             .add_service(ChangeDataServer::new(cdc))
             .add_service(import.into_server())
             .serve_with_incoming(incoming(listener)?);

@@ -7,11 +7,13 @@ mod it {
     mod bank;
     mod batch_commands;
     mod change_data_transcript;
+    mod cluster;
     mod etcd_rules;
     mod feed;
     mod import_refusals;
     mod import_transcript;
     mod kv_transcript;
+    mod merges;
     mod pd_rules;
     #[path = "../../../interop/pd_servers.rs"]
     mod pd_servers;
@@ -21,6 +23,7 @@ mod it {
     mod resolved_ts;
     mod stores;
     mod subscriber;
+    mod surfaces;
     mod system;
     mod transcript;
     mod txn;

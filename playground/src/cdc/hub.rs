@@ -173,6 +173,24 @@ impl Hub {
         !known
     }
 
+    /// Regions that somebody subscribes, and how many subscriptions are in each stage.
+    pub fn counts(&self) -> (usize, BTreeMap<Stage, usize>) {
+        let delegates = self.delegates.lock();
+        let mut stages = BTreeMap::new();
+        for member in delegates.values().flat_map(|d| &d.members) {
+            *stages.entry(member.stage).or_default() += 1;
+        }
+        (delegates.len(), stages)
+    }
+
+    /// Ends every subscription of a region.
+    fn fail_region(&self, region_id: u64, error: &cdcpb::Error) {
+        let delegate = self.delegates.lock().remove(&region_id);
+        if let Some(delegate) = delegate {
+            delegate.fail_all(error);
+        }
+    }
+
     /// Subscriptions that wait for their scan or run it.
     pub fn unfinished(&self) -> usize {
         let delegates = self.delegates.lock();
@@ -396,16 +414,21 @@ impl ApplyObserver for Hub {
                 new.iter().map(|r| r.id).chain([old.id]).collect(),
                 epoch_not_match(new.clone()),
             ),
+            // The list of regions is empty, as in TiKV: nobody but PD can say who has the range.
+            RegionChange::Merging { region } => {
+                (BTreeSet::from([region.id]), epoch_not_match(Vec::new()))
+            }
+            RegionChange::Merged { source, target } => {
+                self.fail_region(source.id, &region_not_found(source.id));
+                (BTreeSet::from([target.id]), epoch_not_match(Vec::new()))
+            }
             // Only the store that led the region until now has subscriptions of it.
             RegionChange::Leader { region, leader } => {
                 (BTreeSet::from([region.id]), not_leader(region.id, *leader))
             }
         };
-        let mut delegates = self.delegates.lock();
         for id in touched {
-            if let Some(delegate) = delegates.remove(&id) {
-                delegate.fail_all(&error);
-            }
+            self.fail_region(id, &error);
         }
     }
 }

@@ -35,6 +35,19 @@ pub enum RegionChange {
         /// What it became, in key order; the old id is among them.
         new: Vec<pitr_proto::metapb::Region>,
     },
+    /// The epoch of `region` rose and its range stayed: a merge into a neighbour has begun, or was
+    /// given up.
+    Merging {
+        /// The region as it is now.
+        region: pitr_proto::metapb::Region,
+    },
+    /// `source` is gone, and `target` has its range.
+    Merged {
+        /// The region as it was.
+        source: pitr_proto::metapb::Region,
+        /// The region that has grown, as it is now.
+        target: pitr_proto::metapb::Region,
+    },
     /// Another store leads `region` now, or none.
     Leader {
         /// The region, unchanged.

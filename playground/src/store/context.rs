@@ -93,7 +93,8 @@ fn not_leader(region_id: u64, leader: Option<&Peer>) -> RegionError {
     })
 }
 
-fn region_not_found(region_id: u64) -> RegionError {
+/// The answer for a region that does not exist.
+pub(crate) fn region_not_found(region_id: u64) -> RegionError {
     Box::new(errorpb::Error {
         message: format!("region {region_id} is missing"),
         region_not_found: Some(errorpb::RegionNotFound { region_id }),

@@ -46,6 +46,8 @@ enum Step {
     Delete(u8),
     DeleteFrom(u8, u8),
     Split(u8),
+    /// Of the region at a key into the one before it.
+    Merge(u8),
     Transfer(u8, usize),
     Leave(usize),
     Rejoin(usize),
@@ -60,6 +62,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => key.clone().prop_map(Step::Delete),
         1 => (key.clone(), 1..5u8).prop_map(|(k, n)| Step::DeleteFrom(k, n)),
         2 => key.clone().prop_map(Step::Split),
+        1 => key.clone().prop_map(Step::Merge),
         3 => (key, store.clone()).prop_map(|(k, s)| Step::Transfer(k, s)),
         2 => store.clone().prop_map(Step::Leave),
         2 => store.prop_map(Step::Rejoin),
@@ -133,6 +136,14 @@ impl Cluster {
             Step::Split(key) if self.up().count() > 0 => {
                 let key: &[u8] = &[b'k', key];
                 self.stores[0].split_at_user_keys(&[key]).unwrap();
+            }
+            Step::Merge(key) if self.up().count() > 0 => {
+                let regions = self.stores[0].regions();
+                let source = regions.find(&encoded(key)).unwrap();
+                if let Some(target) = regions.before(source) {
+                    let merged = self.stores[0].merge(source.id, target.id).unwrap();
+                    assert_eq!(merged.peers.len(), STORES.len());
+                }
             }
             Step::Transfer(key, to) => {
                 let region = self.stores[0].regions().find(&encoded(key)).unwrap().id;

@@ -284,15 +284,18 @@ impl<'s> WriteGuard<'s> {
             }
             Ok(())
         })?;
-        {
-            let mut regions = self.store.group.regions.write();
-            *regions = Arc::new(regions.with_split(&parts));
-        }
+        self.publish(|regions| regions.with_split(&parts));
         self.tell(&RegionChange::Split {
             old: Region::clone(&old),
             new: parts,
         });
         Ok(())
+    }
+
+    /// Replaces the map of the regions.
+    pub(super) fn publish(&mut self, change: impl FnOnce(&RegionMap) -> RegionMap) {
+        let mut regions = self.store.group.regions.write();
+        *regions = Arc::new(change(&regions));
     }
 
     /// Tells the observers of every store, also of one that is down, whose subscriptions have to end.

@@ -124,7 +124,7 @@ impl WriteGuard<'_> {
         let leader_of = |id| before.leader(id).map(|peer| peer.store_id);
         let changes = changes.iter().filter(|(id, to)| leader_of(*id) != *to);
         let changes: Vec<_> = changes.copied().collect();
-        *group.regions.write() = Arc::new(before.with_leaders(changes.iter().copied()));
+        self.publish(|regions| regions.with_leaders(changes.iter().copied()));
         for (id, to) in &changes {
             let Some(region) = before.get(*id) else {
                 continue;

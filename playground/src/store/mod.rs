@@ -7,6 +7,7 @@
 //! | [`snapshot`] | a point in time of the column families |
 //! | [`region`], [`context`] | the partition of the key space and the check in front of commands |
 //! | [`lock`] | the value of the lock column family |
+//! | [`split`], [`merge`] | regions that change their shape |
 //! | [`change`] | what observers of writes are told |
 //! | `view`, `command`, `ops` | multi-version reads, the frame of commands, the commands |
 //! | [`service`] | `tikvpb.Tikv` on top |
@@ -24,6 +25,9 @@ mod group_tests;
 pub mod kernel;
 pub mod leaders;
 pub mod lock;
+pub mod merge;
+#[cfg(test)]
+mod merge_tests;
 mod ops;
 pub mod region;
 pub mod service;
@@ -34,6 +38,7 @@ mod wait;
 
 pub use kernel::{IdAllocator, OpenError, Store, StoreOptions, WriteGuard};
 pub use leaders::TransferError;
+pub use merge::MergeError;
 pub use region::{RegionIds, RegionMap, range_of};
 pub use snapshot::{Cursor, Snapshot};
 pub use split::SplitError;

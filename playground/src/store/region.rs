@@ -1,7 +1,7 @@
 //! The regions of the store: a gapless partition of the encoded key space.
 //!
 //! Invariants: the first region starts at the empty key, the last ends at the empty key, each
-//! ends where the next begins. A map is immutable once published; a split publishes a new one.
+//! ends where the next begins. A map is immutable once published; a split or a merge publishes a new one.
 //! Regions are kept in the lock column family below a prefix that no data key has, so that a
 //! split is one atomic write. Which store leads a region is not kept: it is chosen anew at each
 //! start. Called by the store's kernel, by PD and by the change data service.
@@ -153,11 +153,35 @@ impl RegionMap {
             if let Some(store) = leader {
                 map.leaders.insert(part.id, *store);
             }
-            map.by_id.insert(part.id, part.start_key.clone());
-            map.by_start
-                .insert(part.start_key.clone(), Arc::new(part.clone()));
+            map.put(part);
         }
         map
+    }
+
+    /// The same map with another epoch of one region.
+    pub(crate) fn with_epoch(&self, region: &Region) -> Self {
+        let mut map = self.clone();
+        map.put(region);
+        map
+    }
+
+    /// The same map without `source`, whose range `merged` has taken; who led `merged` still does.
+    pub(crate) fn with_merged(&self, source: &Region, merged: &Region) -> Self {
+        let mut map = self.clone();
+        for old in [source.id, merged.id] {
+            if let Some(start) = map.by_id.remove(&old) {
+                map.by_start.remove(&start);
+            }
+        }
+        map.leaders.remove(&source.id);
+        map.put(merged);
+        map
+    }
+
+    fn put(&mut self, region: &Region) {
+        self.by_id.insert(region.id, region.start_key.clone());
+        self.by_start
+            .insert(region.start_key.clone(), Arc::new(region.clone()));
     }
 }
 

@@ -8,7 +8,7 @@ use pitr_proto::kvrpcpb::Context;
 use pitr_proto::metapb::Region;
 use pitr_restore_worker::engine::EngineError;
 
-use super::context::{RegionError, key_not_in_region, message_only};
+use super::context::{RegionError, key_not_in_region, message_only, region_not_found};
 use super::kernel::Store;
 use super::region::{cut, range_of};
 
@@ -74,6 +74,17 @@ impl Store {
             }
         }
         Ok(region)
+    }
+
+    /// Splits a region at a user key inside of it, whoever leads it.
+    pub fn split_region_at(&self, region_id: u64, key: &[u8]) -> Result<Vec<Region>, SplitError> {
+        let encoded = pitr_format::EncodedKey::encode(key).into_bytes();
+        let regions = self.regions();
+        let region = regions
+            .get(region_id)
+            .ok_or_else(|| SplitError::Refused(region_not_found(region_id)))?;
+        let context = regions.context(region);
+        self.leading(region_id).split(Some(&context), [encoded])
     }
 
     /// Splits whatever regions hold the given user keys, one key at a time; a key at which a

@@ -2,203 +2,22 @@
 //! that move, stores that stop, crash and come back, and the region trackers of three sidecars beside
 //! all that.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use pitr_cluster::regions::{RegionTracker, TrackerEvent, TrackerOptions};
 use pitr_format::{Cf, EncodedRange, Ts};
-use pitr_playground::{Playground, PlaygroundConfig};
-use pitr_proto::errorpb;
 use pitr_proto::import_sstpb::import_sst_client::ImportSstClient;
 use pitr_proto::import_sstpb::upload_request::Chunk;
 use pitr_proto::import_sstpb::{MultiIngestRequest, Range, SstMeta, UploadRequest};
-use pitr_proto::kvrpcpb::{Context, GetRequest, Mutation, Op, PrewriteRequest};
-use pitr_proto::metapb::{Peer, Region};
-use pitr_proto::pdpb::pd_client::PdClient;
-use pitr_proto::pdpb::{
-    self, GetAllStoresRequest, GetRegionByIdRequest, RequestHeader, ScanRegionsRequest,
-};
-use pitr_proto::tikvpb::tikv_client::TikvClient;
-use pitr_restore_worker::engine::{Engine, EngineCf};
-use tempfile::TempDir;
-use tonic::transport::{Channel, Endpoint};
+use pitr_proto::kvrpcpb::GetRequest;
+use pitr_proto::pdpb::{GetRegionByIdRequest, GetRegionRequest};
 
+use super::cluster::{Stores, context, http};
 use super::feed::{Feed, MULTIPLEXED, register};
-use super::system::{OFTEN, connect, encode};
-
-/// Three stores and their clients.
-struct Stores {
-    pub playground: Arc<Playground>,
-    pd: PdClient<Channel>,
-    channels: BTreeMap<u64, Channel>,
-    _dir: TempDir,
-}
-
-fn config(dir: &Path) -> PlaygroundConfig {
-    let mut config = PlaygroundConfig::new(dir);
-    config.stores = 3;
-    config.resolved_ts_interval = OFTEN;
-    config.admin_addr = Some("127.0.0.1:0".parse().unwrap());
-    config
-}
-
-impl Stores {
-    async fn start() -> Stores {
-        let dir = tempfile::tempdir().unwrap();
-        let playground = Playground::start(config(dir.path())).unwrap();
-        let mut channels = BTreeMap::new();
-        for address in playground.addresses() {
-            // Lazy: it has to outlive an outage of the store.
-            let url = format!("http://{}", address.store);
-            channels.insert(
-                address.id,
-                Endpoint::from_shared(url).unwrap().connect_lazy(),
-            );
-        }
-        Stores {
-            pd: PdClient::new(connect(&playground.pd_addr().to_string()).await),
-            playground: Arc::new(playground),
-            channels,
-            _dir: dir,
-        }
-    }
-
-    fn header(&self) -> Option<RequestHeader> {
-        Some(RequestHeader {
-            cluster_id: self.playground.cluster_id(),
-            ..Default::default()
-        })
-    }
-
-    fn kv(&self, store: u64) -> TikvClient<Channel> {
-        TikvClient::new(self.channels[&store].clone())
-    }
-
-    fn now(&self) -> u64 {
-        self.playground.timestamp().unwrap().get()
-    }
-
-    /// Regions with their leaders, as PD's scan tells them.
-    async fn regions(&self) -> Vec<(Region, Option<Peer>)> {
-        let request = ScanRegionsRequest {
-            header: self.header(),
-            ..Default::default()
-        };
-        let answer = self.pd.clone().scan_regions(request).await.unwrap();
-        let regions = answer.into_inner().regions.into_iter();
-        regions.map(|r| (r.region.unwrap(), r.leader)).collect()
-    }
-
-    async fn region_of(&self, key: &[u8]) -> (Region, Option<Peer>) {
-        let key = encode(key);
-        let regions = self.regions().await;
-        regions
-            .into_iter()
-            .rfind(|(r, _)| r.start_key <= key)
-            .unwrap()
-    }
-
-    /// A read on a store, addressed to that store's peer.
-    async fn get_at(&self, store: u64, key: &[u8]) -> Result<Bytes, errorpb::Error> {
-        let (region, _) = self.region_of(key).await;
-        let request = GetRequest {
-            context: Some(context(&region, store)),
-            key: key.to_vec().into(),
-            version: self.now(),
-            ..Default::default()
-        };
-        let answer = self.kv(store).kv_get(request).await.unwrap().into_inner();
-        match answer.region_error {
-            Some(error) => Err(error),
-            None => Ok(answer.value),
-        }
-    }
-
-    /// Writes at the leader that PD names, in one phase, until it is done; the commit ts.
-    async fn put(&self, key: &[u8], value: &[u8]) -> u64 {
-        for _ in 0..200 {
-            if let Some(ts) = self.try_put(key, value).await {
-                return ts;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        panic!("nobody takes the write");
-    }
-
-    async fn try_put(&self, key: &[u8], value: &[u8]) -> Option<u64> {
-        let (region, leader) = self.region_of(key).await;
-        let store = leader?.store_id;
-        let request = PrewriteRequest {
-            context: Some(context(&region, store)),
-            mutations: vec![Mutation {
-                op: Op::Put.into(),
-                key: key.to_vec().into(),
-                value: value.to_vec().into(),
-                ..Default::default()
-            }],
-            primary_lock: key.to_vec().into(),
-            start_version: self.now(),
-            lock_ttl: 3000,
-            txn_size: 1,
-            use_async_commit: true,
-            try_one_pc: true,
-            ..Default::default()
-        };
-        let answer = self.kv(store).kv_prewrite(request).await.ok()?.into_inner();
-        assert!(answer.errors.is_empty(), "{:?}", answer.errors);
-        match answer.region_error {
-            Some(_) => None,
-            None => Some(answer.one_pc_commit_ts),
-        }
-    }
-
-    /// The blocking calls of the playground.
-    async fn command<T: Send + 'static>(
-        &self,
-        command: impl FnOnce(&Playground) -> T + Send + 'static,
-    ) -> T {
-        let playground = self.playground.clone();
-        let done = tokio::task::spawn_blocking(move || command(&playground));
-        done.await.unwrap()
-    }
-
-    /// Stops it and waits for that: a process must not end while a database is being closed.
-    async fn stop(self) {
-        let playground = Arc::into_inner(self.playground).expect("no command under way");
-        let stopped = tokio::task::spawn_blocking(move || playground.shutdown());
-        stopped.await.unwrap();
-    }
-
-    /// Every store has the same pairs.
-    fn assert_equal(&self) {
-        let contents: Vec<_> = self
-            .playground
-            .stores()
-            .iter()
-            .map(|store| {
-                let engine = store.engine();
-                let all = EngineCf::ALL.map(|cf| engine.scan(cf, &[], &[]));
-                all.into_iter()
-                    .flatten()
-                    .map(|p| p.unwrap())
-                    .collect::<Vec<_>>()
-            })
-            .collect();
-        assert!(contents.iter().all(|pairs| pairs == &contents[0]));
-    }
-}
-
-fn context(region: &Region, store: u64) -> Context {
-    Context {
-        region_id: region.id,
-        region_epoch: region.region_epoch,
-        peer: region.peers.iter().find(|p| p.store_id == store).copied(),
-        ..Default::default()
-    }
-}
+use super::system::encode;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pd_lists_every_store_and_the_leader_of_each_region_by_every_call() {
@@ -208,17 +27,8 @@ async fn pd_lists_every_store_and_the_leader_of_each_region_by_every_call() {
         .store()
         .split_at_user_keys(&[b"f", b"m"])
         .unwrap();
-    let request = GetAllStoresRequest {
-        header: stores.header(),
-        ..Default::default()
-    };
-    let all = stores.pd.clone().get_all_stores(request).await.unwrap();
-    let listed: Vec<_> = all
-        .into_inner()
-        .stores
-        .into_iter()
-        .map(|s| (s.id, s.address))
-        .collect();
+    let records = stores.records().await.into_iter();
+    let listed: Vec<_> = records.map(|s| (s.id, s.address)).collect();
     let real = stores.playground.addresses().into_iter();
     assert_eq!(
         listed,
@@ -251,7 +61,7 @@ async fn pd_lists_every_store_and_the_leader_of_each_region_by_every_call() {
         };
         let by_id = stores.pd.clone().get_region_by_id(request).await.unwrap();
         assert_eq!(by_id.into_inner().leader, Some(leader));
-        let request = pdpb::GetRegionRequest {
+        let request = GetRegionRequest {
             header: stores.header(),
             region_key: region.start_key.clone(),
             ..Default::default()
@@ -397,18 +207,6 @@ async fn commands_over_http_move_leaders_and_stores() {
     assert!(!http(admin, "GET", "/stores").await.contains("\"up\":false"));
     assert!(http(admin, "GET", "/regions").await.contains("\"leader\":"));
     stores.stop().await;
-}
-
-async fn http(to: std::net::SocketAddr, method: &str, path: &str) -> String {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let mut stream = tokio::net::TcpStream::connect(to).await.unwrap();
-    let request = format!(
-        "{method} {path} HTTP/1.1\r\nhost: {to}\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
-    );
-    stream.write_all(request.as_bytes()).await.unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.unwrap();
-    answer
 }
 
 /// A table of one row in the write column family.

@@ -18,7 +18,6 @@ use tonic::{Status, Streaming};
 
 use super::TikvService;
 use crate::store::kernel::Store;
-use crate::store::ops::pessimistic::pessimistic_lock;
 
 /// Commands of one stream at work. Those that wait for a lock count too, so this has to leave
 /// room for the ones that release it.
@@ -74,37 +73,57 @@ async fn run(service: &TikvService, asked: Option<Asked>) -> Result<Done, Status
     Ok(match asked {
         None => Done::Empty(BatchCommandsEmptyResponse::default()),
         Some(Asked::Empty(q)) => Done::Empty(empty(q).await),
-        Some(Asked::PessimisticLock(q)) => {
-            Done::PessimisticLock(pessimistic_lock(service.store.clone(), q).await)
+        Some(Asked::PessimisticLock(q)) => Done::PessimisticLock(service.lock(q).await),
+        Some(Asked::Get(q)) => Done::Get(service.run("kv_get", q, Store::get).await?),
+        Some(Asked::Scan(q)) => Done::Scan(service.run("kv_scan", q, Store::scan).await?),
+        Some(Asked::Prewrite(q)) => {
+            Done::Prewrite(service.run("kv_prewrite", q, Store::prewrite).await?)
         }
-        Some(Asked::Get(q)) => Done::Get(service.run(q, Store::get).await?),
-        Some(Asked::Scan(q)) => Done::Scan(service.run(q, Store::scan).await?),
-        Some(Asked::Prewrite(q)) => Done::Prewrite(service.run(q, Store::prewrite).await?),
-        Some(Asked::Commit(q)) => Done::Commit(service.run(q, Store::commit).await?),
-        Some(Asked::Cleanup(q)) => Done::Cleanup(service.run(q, Store::cleanup).await?),
-        Some(Asked::BatchGet(q)) => Done::BatchGet(service.run(q, Store::batch_get).await?),
-        Some(Asked::BatchRollback(q)) => {
-            Done::BatchRollback(service.run(q, Store::batch_rollback).await?)
+        Some(Asked::Commit(q)) => Done::Commit(service.run("kv_commit", q, Store::commit).await?),
+        Some(Asked::Cleanup(q)) => {
+            Done::Cleanup(service.run("kv_cleanup", q, Store::cleanup).await?)
         }
-        Some(Asked::ScanLock(q)) => Done::ScanLock(service.run(q, Store::scan_lock).await?),
-        Some(Asked::ResolveLock(q)) => {
-            Done::ResolveLock(service.run(q, Store::resolve_lock).await?)
+        Some(Asked::BatchGet(q)) => {
+            Done::BatchGet(service.run("kv_batch_get", q, Store::batch_get).await?)
         }
-        Some(Asked::DeleteRange(q)) => {
-            Done::DeleteRange(service.run(q, Store::delete_range).await?)
+        Some(Asked::BatchRollback(q)) => Done::BatchRollback(
+            service
+                .run("kv_batch_rollback", q, Store::batch_rollback)
+                .await?,
+        ),
+        Some(Asked::ScanLock(q)) => {
+            Done::ScanLock(service.run("kv_scan_lock", q, Store::scan_lock).await?)
         }
-        Some(Asked::PessimisticRollback(q)) => {
-            Done::PessimisticRollback(service.run(q, Store::pessimistic_rollback).await?)
-        }
-        Some(Asked::CheckTxnStatus(q)) => {
-            Done::CheckTxnStatus(service.run(q, Store::check_txn_status).await?)
-        }
-        Some(Asked::TxnHeartBeat(q)) => {
-            Done::TxnHeartBeat(service.run(q, Store::txn_heart_beat).await?)
-        }
-        Some(Asked::CheckSecondaryLocks(q)) => {
-            Done::CheckSecondaryLocks(service.run(q, Store::check_secondary_locks).await?)
-        }
+        Some(Asked::ResolveLock(q)) => Done::ResolveLock(
+            service
+                .run("kv_resolve_lock", q, Store::resolve_lock)
+                .await?,
+        ),
+        Some(Asked::DeleteRange(q)) => Done::DeleteRange(
+            service
+                .run("kv_delete_range", q, Store::delete_range)
+                .await?,
+        ),
+        Some(Asked::PessimisticRollback(q)) => Done::PessimisticRollback(
+            service
+                .run("kv_pessimistic_rollback", q, Store::pessimistic_rollback)
+                .await?,
+        ),
+        Some(Asked::CheckTxnStatus(q)) => Done::CheckTxnStatus(
+            service
+                .run("kv_check_txn_status", q, Store::check_txn_status)
+                .await?,
+        ),
+        Some(Asked::TxnHeartBeat(q)) => Done::TxnHeartBeat(
+            service
+                .run("kv_txn_heart_beat", q, Store::txn_heart_beat)
+                .await?,
+        ),
+        Some(Asked::CheckSecondaryLocks(q)) => Done::CheckSecondaryLocks(
+            service
+                .run("kv_check_secondary_locks", q, Store::check_secondary_locks)
+                .await?,
+        ),
     })
 }
 

@@ -14,6 +14,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::kernel::Store;
 use super::ops::pessimistic::pessimistic_lock;
+use crate::metrics::KvRequests;
 
 /// A client puts a whole transaction batch, with values of up to 6 MiB, into one message.
 const MAX_MESSAGE: usize = 64 << 20;
@@ -22,26 +23,39 @@ const MAX_MESSAGE: usize = 64 << 20;
 #[derive(Clone)]
 pub struct TikvService {
     store: Arc<Store>,
+    requests: Arc<KvRequests>,
 }
 
 impl TikvService {
-    /// Serves a store.
-    pub fn server(store: Arc<Store>) -> TikvServer<Self> {
-        TikvServer::new(TikvService { store })
+    /// Serves a store and counts its commands.
+    pub(crate) fn server(store: Arc<Store>, requests: Arc<KvRequests>) -> TikvServer<Self> {
+        TikvServer::new(TikvService { store, requests })
             .max_decoding_message_size(MAX_MESSAGE)
             .max_encoding_message_size(MAX_MESSAGE)
     }
 
     /// Runs a blocking command outside of the async threads.
-    async fn run<Q, A>(&self, request: Q, command: fn(&Store, Q) -> A) -> Result<A, Status>
+    async fn run<Q, A>(
+        &self,
+        kind: &str,
+        request: Q,
+        command: fn(&Store, Q) -> A,
+    ) -> Result<A, Status>
     where
         Q: Send + 'static,
         A: Send + 'static,
     {
+        let _counted = self.requests.begin(kind);
         let store = self.store.clone();
         tokio::task::spawn_blocking(move || command(&store, request))
             .await
             .map_err(|e| Status::internal(format!("the command did not end: {e}")))
+    }
+
+    /// The command that may wait for a lock, which needs no thread meanwhile.
+    async fn lock(&self, request: PessimisticLockRequest) -> PessimisticLockResponse {
+        let _counted = self.requests.begin("kv_pessimistic_lock");
+        pessimistic_lock(self.store.clone(), request).await
     }
 }
 
@@ -54,7 +68,8 @@ macro_rules! unary {
                     &self,
                     request: Request<$request>,
                 ) -> Result<Response<$response>, Status> {
-                    self.run(request.into_inner(), $command).await.map(Response::new)
+                    let done = self.run(stringify!($method), request.into_inner(), $command);
+                    done.await.map(Response::new)
                 }
             )*
 
@@ -62,8 +77,7 @@ macro_rules! unary {
                 &self,
                 request: Request<PessimisticLockRequest>,
             ) -> Result<Response<PessimisticLockResponse>, Status> {
-                let answer = pessimistic_lock(self.store.clone(), request.into_inner()).await;
-                Ok(Response::new(answer))
+                Ok(Response::new(self.lock(request.into_inner()).await))
             }
 
             type BatchCommandsStream =
