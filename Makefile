@@ -4,7 +4,7 @@ include scripts/env.mk
 # `version` tells it; a build without git does without.
 export PITR_COMMIT := $(shell git rev-parse --short=12 HEAD 2>/dev/null)
 
-.PHONY: setup build test embedded lint demo playground soak bench sim fuzz interop-build
+.PHONY: setup build test embedded lint demo playground soak bench sim fuzz interop interop-build
 
 setup:
 	@scripts/setup
@@ -16,7 +16,7 @@ build: setup
 	@mkdir -p bin
 	@cp -f $(CARGO_TARGET_DIR)/debug/tikv-pitr $(CARGO_TARGET_DIR)/debug/tikv-pitr-playground bin/
 
-# Real servers for the tests (Go builds them, into the cache). Without Go the tests that need them say so and
+# Real servers and tools for the tests (Go builds them, into the cache; br takes ten minutes once). Without Go the tests that need them say so and
 # are left out, but in CI (CI is set) that is a failure.
 interop-build:
 	@scripts/interop build || [ -z "$$CI" ]
@@ -24,6 +24,12 @@ interop-build:
 test: build embedded interop-build
 	cargo test --locked --workspace
 	$(PITR_VENV)/bin/python -m unittest discover -s tests
+	$(PITR_VENV)/bin/python interop/run.py
+
+# Every test against a real peer, one line each: `interop PEER TEST ok|FAIL|absent`; PEER=br runs those of br.
+# PITR_ROUNDS is the number of an operator's worst days (3).
+interop: build interop-build
+	@$(PITR_VENV)/bin/python interop/run.py $(PEER)
 
 # What an engine fork links: both libraries without RocksDB, gRPC and the clouds' HTTP client, and the example engine.
 embedded: setup
@@ -48,6 +54,7 @@ playground: build
 # The long rounds and the full sizes of the memory tests: PITR_ROUNDS is the number of kills and of faulty runs (CI runs 3 of each).
 soak: build
 	PITR_ROUNDS=$${PITR_ROUNDS:-10} cargo test --locked -p pitr-sidecar --test it -- soak --nocapture
+	PITR_ROUNDS=$${PITR_ROUNDS:-20} $(PITR_VENV)/bin/python interop/run.py pd
 	PITR_MEMORY=full cargo test --locked -p pitr-sidecar --test it -- memory:: --nocapture --test-threads=1
 
 # What each path costs against what the machine allows; BENCH=capture-grpc runs what begins so.

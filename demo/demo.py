@@ -49,7 +49,7 @@ def parse():
 def run(place, args):
     source = Cluster(place, "source", args.real_pd).start()
     archive = place.path("archive")
-    sidecar = Sidecar(place, source, archive)
+    sidecar = Sidecar(place, source, f"local://{archive}")
     sidecar.log_start()
     sidecar.start()
     sidecar.wait_running()
@@ -80,7 +80,7 @@ def run(place, args):
     source.destroy()
 
     target = Cluster(place, "target", args.real_pd).start()
-    report = target.restore(archive, ts)
+    report = target.restore(f"local://{archive}", ts)
     say(report)
     tree_after = Volume(place, target, VOLUME).tree("target")
     digest_after = target.scan_digest(ts)

@@ -168,7 +168,7 @@ class Cluster:
     def restore(self, archive, ts):
         began = time.monotonic()
         out = self.place.tikv_pitr(
-            "restore", "point", "-u", self.pd, "-s", f"local://{archive}",
+            "restore", "point", "-u", self.pd, "-s", archive,
             "--restored-ts", ts, "--json",
         )
         report, seconds = json.loads(out), time.monotonic() - began
@@ -196,9 +196,9 @@ class Sidecar:
     def log_start(self):
         self.place.tikv_pitr(
             "log", "start", "-u", self.cluster.pd, "--task-name", "demo",
-            "-s", f"local://{self.archive}",
+            "-s", self.archive,
         )
-        say(f"task demo registered; archive {self.archive}")
+        say(f"task demo registered; archive {self.archive.partition('?')[0]}")
 
     def start(self):
         self.process = self.place.spawn(

@@ -18,7 +18,7 @@ def main():
     try:
         cluster = Cluster(place, "playground").start()
         archive = place.path("archive")
-        sidecar = Sidecar(place, cluster, archive)
+        sidecar = Sidecar(place, cluster, f"local://{archive}")
         sidecar.log_start()
         sidecar.start()
         print(

@@ -4,10 +4,13 @@
 //! They are killed when the test ends, also by a panic; then the folder stays and is named.
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+#[path = "program.rs"]
+mod program;
+
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -15,24 +18,6 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// The program, as `make interop-build` made it. Without it the test says so and is left out, but
-/// in CI that is a failure.
-pub fn pd_server() -> Option<PathBuf> {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/interop");
-    let asked = Command::new(&script).args(["path", "pd"]).output().unwrap();
-    if asked.status.success() {
-        let path = String::from_utf8(asked.stdout).unwrap();
-        return Some(PathBuf::from(path.trim()));
-    }
-    let reason = String::from_utf8_lossy(&asked.stderr).trim().to_owned();
-    assert!(
-        std::env::var_os("CI").is_none_or(|ci| ci.is_empty()),
-        "CI needs the real PD: {reason}"
-    );
-    eprintln!("skipped, no real PD: {reason}");
-    None
-}
 
 struct Member {
     name: String,
@@ -51,7 +36,7 @@ pub struct PdServers {
 impl PdServers {
     /// Starts a new cluster and waits until every member is healthy; `None` without the program.
     pub fn start(count: usize) -> Option<PdServers> {
-        let program = pd_server()?;
+        let program = program::program("pd")?;
         // All at once, so that no port is given twice.
         let free: Vec<_> = (0..count * 2)
             .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())

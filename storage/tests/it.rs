@@ -15,5 +15,9 @@ mod crash;
 mod fault;
 #[path = "it/local.rs"]
 mod local;
+#[path = "it/minio.rs"]
+mod minio;
+#[path = "../../interop/minio_server.rs"]
+mod minio_server;
 #[path = "it/s3.rs"]
 mod s3;
