@@ -63,7 +63,7 @@ pub(crate) fn pd_channel(url: &str) -> Result<Channel, AddressError> {
 }
 
 /// Channel to a TiKV store, with the windows and keepalive that TiCDC uses or better.
-pub(crate) fn store_channel(url: &str) -> Result<Channel, AddressError> {
+pub fn store_channel(url: &str) -> Result<Channel, AddressError> {
     Ok(endpoint(url)?
         .keep_alive_while_idle(true)
         .initial_stream_window_size(STREAM_WINDOW)

@@ -11,6 +11,7 @@ pub mod codes;
 pub mod config;
 pub mod failure;
 pub mod fitness;
+pub mod front;
 pub mod members;
 pub mod pause;
 pub mod ranges;

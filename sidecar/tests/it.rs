@@ -18,6 +18,8 @@ mod bucket;
 mod command;
 #[path = "it/fence.rs"]
 mod fence;
+#[path = "it/fronts.rs"]
+mod fronts;
 #[path = "it/memory/mod.rs"]
 mod memory;
 #[path = "it/misuse.rs"]

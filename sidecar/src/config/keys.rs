@@ -49,6 +49,18 @@ pub const KEYS: &[KeyDoc] = &[
         doc: "Where others find the admin pages, told in PD's etcd. Without it: `status-addr`, with the host of the store's address if that listens on every address.",
     },
     KeyDoc {
+        key: "front-status-addr",
+        unit: "ip:port",
+        default: None,
+        doc: "Where a reverse proxy before the store's status address listens: it passes everything to `store-status-addr`, says `log-backup.enable = true` in /config and adds the log backup metrics of this process to /metrics. Stock `br log start` and `br log status` need it where TiKV's own log backup is off; make it the store's `advertise-status-addr`. Without it there is none.",
+    },
+    KeyDoc {
+        key: "store-status-addr",
+        unit: "host:port",
+        default: None,
+        doc: "The store's own status address, behind `front-status-addr`. Needed with `front-status-addr`.",
+    },
+    KeyDoc {
         key: "lag-limit",
         unit: "duration",
         default: Some("10m"),

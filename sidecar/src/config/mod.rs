@@ -9,6 +9,7 @@ mod units;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use axum::http::uri::Authority;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -35,6 +36,13 @@ pub struct Config {
     /// Where others find the admin pages.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub advertise_status_addr: Option<String>,
+    /// Where the front of the store's status address listens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub front_status_addr: Option<SocketAddr>,
+    /// The store's own status address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store_status_addr: Option<String>,
     /// Lag above which the sidecar is not healthy.
     #[serde(default = "Config::default_lag_limit")]
     pub lag_limit: Span,
@@ -174,6 +182,17 @@ impl Config {
                 );
             }
         }
+        if let Some(address) = &self.store_status_addr
+            && !address
+                .parse::<Authority>()
+                .is_ok_and(|a| a.port().is_some())
+        {
+            return refuse("store-status-addr", address.clone(), "host:port");
+        }
+        if self.front_status_addr.is_some() && self.store_status_addr.is_none() {
+            let rule = "`front-status-addr` needs it: PD knows the front's address only";
+            return refuse("store-status-addr", "none".to_owned(), rule);
+        }
         if self.memory_budget < ByteSize::mib(32) {
             let value = self.memory_budget.to_string();
             return refuse("memory-budget", value, "at least 32MiB");
@@ -262,6 +281,9 @@ mod tests {
                 .contains("exactly one")
         );
         assert!(error("store-id = 1\n").contains("pd"));
+        let front = |lines: &str| error(&format!("{SMALLEST}{lines}"));
+        assert!(front("front-status-addr = \"127.0.0.1:1\"").contains("needs it"));
+        assert!(front("store-status-addr = \"tikv\"").contains("host:port"));
         let small = error(&format!("memory-budget = \"31MiB\"\n{SMALLEST}"));
         assert!(small.contains("at least 32MiB"), "{small}");
     }
@@ -272,6 +294,8 @@ mod tests {
         config.store_id = Some(1);
         config.temp_path = Some("/tmp/x".into());
         config.advertise_status_addr = Some("a:1".to_owned());
+        config.front_status_addr = Some(SocketAddr::from(([127, 0, 0, 1], 1)));
+        config.store_status_addr = Some("a:1".to_owned());
         let written = toml::Table::try_from(&config).unwrap();
         let mut found = Vec::new();
         keys::walk(&written, "", &mut |key, _| found.push(key.to_owned()));

@@ -36,6 +36,7 @@ use crate::cluster::Cluster;
 use crate::codes::Code;
 use crate::config::{Config, LogBackupConfig, effective};
 use crate::failure::Failure;
+use crate::front::status::StatusFront;
 use crate::members::Member;
 use crate::{storage, time};
 use fence::Fence;
@@ -92,8 +93,9 @@ pub async fn serve_with(
         effective::of_config(&config),
     )
     .await
-    .map_err(|error| bind_failure(&config, &error))?;
+    .map_err(|error| bind_failure("admin HTTP", config.status_addr, &error))?;
     tracing::info!(addr = %admin.addr(), "admin HTTP is up");
+    let _front = front(&config, &metrics).await?;
     let connect = async {
         let cluster = Cluster::connect(&config.pd_endpoints).await?;
         let store = store::resolve(&cluster, &config).await?;
@@ -170,14 +172,27 @@ fn advertised(config: &Config, store_address: &str, bound: SocketAddr) -> String
     }
 }
 
-fn bind_failure(config: &Config, error: &std::io::Error) -> Failure {
+/// The front of the store's status address, if one is wanted.
+async fn front(config: &Config, metrics: &Arc<Metrics>) -> Result<Option<StatusFront>, Failure> {
+    let (Some(addr), Some(store)) = (config.front_status_addr, &config.store_status_addr) else {
+        return Ok(None);
+    };
+    let store = store
+        .parse()
+        .map_err(|error| Failure::from_error(Code::BadConfig, &error))?;
+    let front = StatusFront::start(addr, store, metrics.clone()).await;
+    let front = front.map_err(|error| bind_failure("the status front", addr, &error))?;
+    tracing::info!(addr = %front.addr(), "the front of the store's status address is up");
+    Ok(Some(front))
+}
+
+fn bind_failure(what: &str, addr: SocketAddr, error: &std::io::Error) -> Failure {
     let code = match error.kind() {
         std::io::ErrorKind::AddrInUse => Code::AdminAddressTaken,
         std::io::ErrorKind::PermissionDenied => Code::AdminAddressDenied,
         _ => Code::AdminAddressUnusable,
     };
-    Failure::new(code, format!("cannot listen for admin HTTP: {error}"))
-        .at(config.status_addr.to_string())
+    Failure::new(code, format!("cannot listen for {what}: {error}")).at(addr.to_string())
 }
 
 /// Waits until `stop` turns true.
