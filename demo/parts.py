@@ -165,11 +165,11 @@ class Cluster:
         report = json.loads(out)
         return f"{report['digest']} over {report['keys']} keys"
 
-    def restore(self, archive, ts):
+    def restore(self, archive, ts, *flags):
         began = time.monotonic()
         out = self.place.tikv_pitr(
             "restore", "point", "-u", self.pd, "-s", archive,
-            "--restored-ts", ts, "--json",
+            "--restored-ts", ts, "--json", *flags,
         )
         report, seconds = json.loads(out), time.monotonic() - began
         mb = report["bytes_written"] / 1e6
