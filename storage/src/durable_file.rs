@@ -56,6 +56,7 @@ impl DurableWriter {
         };
         let written = write_all(&mut file, data)
             .and_then(|()| file.sync_all())
+            .and_then(|()| data.check_permit())
             .and_then(|()| publish(&temp, &target, existing));
         if let Err(error) = written {
             if error.kind() == io::ErrorKind::AlreadyExists {
@@ -212,6 +213,36 @@ mod tests {
             .write("a.log", &"data".into(), Existing::Replace)
             .unwrap_err();
         assert_eq!(files_below(dir.path()), ["a.log"]);
+    }
+
+    #[test]
+    fn the_permit_is_asked_when_only_the_publication_is_left_and_its_no_leaves_nothing() {
+        for (existing, old) in [(Existing::Refuse, None), (Existing::Replace, Some("old"))] {
+            let dir = tempfile::tempdir().unwrap();
+            let writer = DurableWriter::new(dir.path().to_path_buf());
+            if let Some(old) = old {
+                writer.write("a.meta", &old.into(), existing).unwrap();
+            }
+            let (seen, place) = (
+                std::sync::Arc::new(Mutex::new(Vec::new())),
+                dir.path().to_path_buf(),
+            );
+            let look = seen.clone();
+            let data = Payload::from("new").only_while(move || {
+                let whole = |name: &String| fs::read(place.join(name)).unwrap() == b"new";
+                *look.lock().unwrap() = files_below(&place).into_iter().filter(whole).collect();
+                false
+            });
+            let error = writer.write("a.meta", &data, existing).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+            let whole = seen.lock().unwrap().clone();
+            assert!(whole.len() == 1 && whole[0] != "a.meta", "{whole:?}");
+            let left: Vec<_> = old.iter().map(|_| "a.meta".to_owned()).collect();
+            assert_eq!(files_below(dir.path()), left);
+            if let Some(old) = old {
+                assert_eq!(fs::read(dir.path().join("a.meta")).unwrap(), old.as_bytes());
+            }
+        }
     }
 
     #[test]

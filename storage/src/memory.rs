@@ -40,7 +40,9 @@ impl MemoryStorage {
     async fn write(&self, path: &str, data: Payload, mode: PutMode) -> Result<()> {
         let context = self.objects.context("write", path);
         let location = name::object_path(path, context)?;
+        let permit = data.clone();
         let data = collect(data).await.map_err(|e| context.io(&e))?;
+        permit.check_permit().map_err(|e| context.io(&e))?;
         let written = self
             .objects
             .store

@@ -72,11 +72,22 @@ impl fmt::Debug for Segment {
     }
 }
 
+/// Whether a write may still take effect.
+#[derive(Clone)]
+struct Permit(Arc<dyn Fn() -> bool + Send + Sync>);
+
+impl fmt::Debug for Permit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("permit")
+    }
+}
+
 /// The bytes of an object, in order. Cheap to clone: the bytes are shared.
 #[derive(Clone, Debug, Default)]
 pub struct Payload {
     segments: Arc<[Segment]>,
     len: u64,
+    permit: Option<Permit>,
 }
 
 impl Payload {
@@ -86,6 +97,28 @@ impl Payload {
         Self {
             segments: segments.into(),
             len,
+            permit: None,
+        }
+    }
+
+    /// The object may appear only while `permitted` says so. A backend asks at the last moment,
+    /// when all bytes are where they belong and one step makes them the object: what was permitted
+    /// when a write began need not be when it ends.
+    pub fn only_while(self, permitted: impl Fn() -> bool + Send + Sync + 'static) -> Self {
+        Self {
+            permit: Some(Permit(Arc::new(permitted))),
+            ..self
+        }
+    }
+
+    /// To be asked right before the step that makes the object visible.
+    pub(crate) fn check_permit(&self) -> io::Result<()> {
+        match &self.permit {
+            Some(Permit(permitted)) if !permitted() => Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                "the time in which this write was permitted is over",
+            )),
+            _ => Ok(()),
         }
     }
 

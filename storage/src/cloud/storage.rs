@@ -97,6 +97,7 @@ impl CloudStorage {
             attributes: self.attributes(),
             ..Default::default()
         };
+        data.check_permit().map_err(|e| context.io(&e))?;
         let written = self.objects.store.put_opts(&location, body, options).await;
         written.map(drop).map_err(|e| context.object_store(&e))
     }
@@ -109,6 +110,7 @@ impl CloudStorage {
             .await
             .map_err(|e| context.object_store(&e))?;
         let sent = send_parts(&mut upload, data, context).await;
+        let sent = sent.and_then(|()| data.check_permit().map_err(|e| context.io(&e)));
         let ended = match sent {
             Ok(()) => {
                 let done = upload.get().complete().await;
