@@ -86,11 +86,13 @@ pub enum EndKind {
     LargeTransaction,
     /// The stream broke.
     Stream,
+    /// Given back because the store waits for a lock that does not exist.
+    PhantomLock,
 }
 
 impl EndKind {
     /// Every kind, in the order of declaration.
-    pub const ALL: [EndKind; 13] = [
+    pub const ALL: [EndKind; 14] = [
         EndKind::NotLeader,
         EndKind::EpochNotMatch,
         EndKind::RegionNotFound,
@@ -104,6 +106,7 @@ impl EndKind {
         EndKind::Overrun,
         EndKind::LargeTransaction,
         EndKind::Stream,
+        EndKind::PhantomLock,
     ];
 
     /// Name in metrics and status pages.
@@ -122,6 +125,7 @@ impl EndKind {
             EndKind::Overrun => "overrun",
             EndKind::LargeTransaction => "large_transaction",
             EndKind::Stream => "stream",
+            EndKind::PhantomLock => "phantom_lock",
         }
     }
 }
@@ -158,7 +162,7 @@ impl EndReason {
     pub fn class(&self) -> Class {
         match self.kind {
             EndKind::NotLeader | EndKind::EpochNotMatch | EndKind::RegionNotFound => Class::Refresh,
-            EndKind::Mismatch | EndKind::DuplicateRequest => Class::Refresh,
+            EndKind::Mismatch | EndKind::DuplicateRequest | EndKind::PhantomLock => Class::Refresh,
             EndKind::ServerIsBusy | EndKind::Congested | EndKind::Unknown => Class::Retry,
             EndKind::Overrun | EndKind::LargeTransaction | EndKind::Stream => Class::Retry,
             EndKind::Incompatible | EndKind::ClusterIdMismatch => Class::Permanent,

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::index::RangeIndex;
 use super::penalty::Penalties;
+use super::stalls::{Looked, Stalls};
 use super::{FrontierFn, TrackerEvent, TrackerOptions, TrackerStats};
 use crate::cdc::{CdcEvent, EndKind, EndReason, SubId, Subscription};
 use crate::pd::Region;
@@ -21,6 +22,8 @@ const LOADS: usize = 4;
 const PENDING: usize = 256;
 /// Task ranges up to which an audit loads each one; more are loaded as one hull.
 const AUDIT_RANGES: usize = 8;
+/// Time between two audits of a small cluster.
+const QUICK_AUDIT: Duration = Duration::from_secs(1);
 /// Wait after a failed or incomplete answer of PD.
 const RELOAD: Duration = Duration::from_secs(1);
 /// Repeated failures of a range after which the regions that an error names are not trusted any
@@ -36,6 +39,12 @@ pub(super) enum Action {
     ReadSafePoint,
     Subscribe(Subscription),
     Unsubscribe(SubId),
+    /// See which locks hold back a region that stands at `resolved`; answer with `on_looked`.
+    LookAtLocks {
+        sub: SubId,
+        range: EncodedRange,
+        resolved: Ts,
+    },
 }
 
 /// Answer to [`Action::Load`].
@@ -66,6 +75,7 @@ enum State {
 
 #[derive(Debug)]
 pub(super) struct Tracked {
+    region_id: u64,
     range: EncodedRange,
     checkpoint_ts: Ts,
     state: State,
@@ -76,6 +86,9 @@ pub(super) struct Core {
     pub wanted: Arc<[EncodedRange]>,
     pub frontier: FrontierFn,
     audit_interval: Duration,
+    audit_per_region: Duration,
+    /// Regions that PD told since the last audit began.
+    told: usize,
     max_window: usize,
     window: usize,
 
@@ -92,6 +105,7 @@ pub(super) struct Core {
     pub penalties: Penalties,
     pub lost: Vec<EncodedRange>,
     audit_due: Instant,
+    pub stalls: Stalls,
 
     pub safe_point: Ts,
     /// Scans that ended after the running read of the safe point began.
@@ -116,18 +130,21 @@ impl Core {
             wanted: options.wanted.clone().into(),
             frontier: options.frontier.clone(),
             audit_interval: options.audit_interval,
+            audit_per_region: options.audit_per_region,
+            told: 0,
             max_window: options.scan_window.max(1),
             window: options.scan_window.max(1),
             subs: BTreeMap::new(),
             tracked: RangeIndex::new(),
             scanning: 0,
-            next_sub: 1,
+            next_sub: options.first_sub,
             ready: RangeIndex::new(),
             pending: Vec::new(),
             loads: 0,
             penalties: Penalties::default(),
             lost: Vec::new(),
             audit_due: now,
+            stalls: Stalls::new(now),
             safe_point: Ts::ZERO,
             unverified: BTreeSet::new(),
             verifying: BTreeSet::new(),
@@ -147,7 +164,8 @@ impl Core {
             return;
         }
         if now >= self.audit_due {
-            self.audit_due = now + self.audit_interval;
+            self.audit_due = now + self.until_next_audit();
+            self.told = 0;
             self.audit_at(now);
         }
         while self.loads < LOADS {
@@ -162,6 +180,14 @@ impl Core {
                 break;
             };
             self.start(range, region);
+        }
+        for (sub, range, resolved) in self.stalls.due(now) {
+            let range = self.hull(&range);
+            self.actions.push_back(Action::LookAtLocks {
+                sub,
+                range,
+                resolved,
+            });
         }
         if !self.reading && !self.unverified.is_empty() && now >= self.read_due {
             self.reading = true;
@@ -180,7 +206,7 @@ impl Core {
         if !self.reading && !self.unverified.is_empty() {
             wake = wake.min(self.read_due);
         }
-        wake
+        self.stalls.next_wake().map_or(wake, |due| wake.min(due))
     }
 
     pub fn stats(&self) -> TrackerStats {
@@ -197,6 +223,14 @@ impl Core {
 
     fn count(&self, state: State) -> usize {
         self.subs.values().filter(|sub| sub.state == state).count()
+    }
+
+    /// An audit costs PD some work for each region, and a leader that moved costs lag until its new
+    /// owner looks: few regions are looked at often.
+    fn until_next_audit(&self) -> Duration {
+        let regions = u32::try_from(self.told.max(1)).unwrap_or(u32::MAX);
+        let pace = self.audit_per_region.saturating_mul(regions);
+        pace.max(QUICK_AUDIT).min(self.audit_interval)
     }
 
     fn audit_at(&mut self, due: Instant) {
@@ -244,6 +278,7 @@ impl Core {
         self.tracked.insert(range.clone(), (id, version));
         self.scanning += 1;
         let tracked = Tracked {
+            region_id: region.id,
             range,
             checkpoint_ts,
             state: State::Scanning,
@@ -266,6 +301,16 @@ impl Core {
     fn checkpoint_of(&self, range: &EncodedRange) -> Option<Ts> {
         let parts = self.wanted.iter().filter_map(|w| w.intersect(range));
         parts.map(|part| (self.frontier)(&part)).min()
+    }
+
+    /// What the task wants of a range, with what lies between.
+    fn hull(&self, range: &EncodedRange) -> EncodedRange {
+        let mut parts = self.wanted.iter().filter_map(|w| w.intersect(range));
+        let Some(first) = parts.next() else {
+            return range.clone();
+        };
+        let end = parts.next_back().map_or(first.end, |last| last.end);
+        EncodedRange::new(first.start, end)
     }
 
     /// The range cannot be continued without a hole.
@@ -304,6 +349,9 @@ impl Core {
                     sub.is_some_and(|sub| sub.state == State::Live)
                 };
                 subs.retain(live);
+                for sub in &subs {
+                    self.stalls.resolved(*sub, ts, now);
+                }
                 if !subs.is_empty() {
                     self.events.push_back(TrackerEvent::Resolved { subs, ts });
                 }
@@ -331,6 +379,7 @@ impl Core {
     pub fn end(&mut self, sub: SubId, reason: EndReason) -> Option<Tracked> {
         let tracked = self.subs.remove(&sub)?;
         self.tracked.remove(&tracked.range);
+        self.stalls.end(sub);
         self.scanning -= usize::from(tracked.state == State::Scanning);
         self.unverified.remove(&sub);
         self.verifying.remove(&sub);
@@ -358,6 +407,11 @@ impl Core {
         ];
         if load.contains(&reason.kind) {
             self.window = (self.window / 2).max(1);
+        }
+        // Of a region that was live it is no failure that its leader moves or that it splits.
+        let moved = matches!(reason.kind, EndKind::NotLeader | EndKind::EpochNotMatch);
+        if moved && tracked.state == State::Live {
+            self.penalties.forgive(&tracked.range);
         }
         let (until, before) = self.penalties.note(&tracked.range, &reason, sub.0, now);
         if before < TRUSTED_HINTS {
@@ -392,6 +446,7 @@ impl Core {
             }
         };
         self.safe_point = self.safe_point.max(loaded.safe_point);
+        self.told += loaded.regions.len();
         if let Some(rest) = loaded.rest {
             self.load_at(rest, now + RELOAD);
         }
@@ -423,6 +478,9 @@ impl Core {
             };
             if self.safe_point <= tracked.checkpoint_ts {
                 tracked.state = State::Live;
+                let (id, range) = (tracked.region_id, tracked.range.clone());
+                let from = tracked.checkpoint_ts;
+                self.stalls.begin(sub, id, range, from, now);
                 continue;
             }
             let (range, checkpoint_ts) = (tracked.range.clone(), tracked.checkpoint_ts);
@@ -430,6 +488,20 @@ impl Core {
             self.actions.push_back(Action::Unsubscribe(sub));
             self.end(sub, EndReason::new(EndKind::Unknown, text));
             self.gap(range, checkpoint_ts);
+        }
+    }
+
+    /// What the locks of a region say that stood at `asked`.
+    pub fn on_looked(&mut self, sub: SubId, asked: Ts, looked: Looked, now: Instant) {
+        if !self.stalls.looked(sub, asked, looked, now) {
+            return;
+        }
+        let text = "the store waits for a lock that does not exist";
+        self.actions.push_back(Action::Unsubscribe(sub));
+        if let Some(tracked) = self.end(sub, EndReason::new(EndKind::PhantomLock, text)) {
+            let (region, range) = (tracked.region_id, tracked.range);
+            tracing::warn!(region, ?range, resolved = %asked, "{text}, registering the region anew");
+            self.load_at(range, now);
         }
     }
 
@@ -453,6 +525,10 @@ mod tests;
 #[cfg(test)]
 #[path = "model_tests.rs"]
 mod model_tests;
+
+#[cfg(test)]
+#[path = "stall_tests.rs"]
+mod stall_tests;
 
 #[cfg(test)]
 #[path = "error_tests.rs"]

@@ -52,6 +52,7 @@ impl Rig {
         let frontier: FrontierFn = Arc::new(|_| Ts::new(100));
         let mut options = TrackerOptions::new(OWN, "s", vec![EncodedRange::ALL], frontier);
         options.scan_window = window;
+        options.audit_per_region = options.audit_interval;
         let now = Instant::now();
         Rig {
             core: Core::new(&options, now),
@@ -73,6 +74,7 @@ impl Rig {
                 )
             }
             Action::Unsubscribe(sub) => format!("unsub {}", sub.0),
+            Action::LookAtLocks { sub, resolved, .. } => format!("look {} at {resolved}", sub.0),
         });
         let events = self.core.events.drain(..).map(|event| match event {
             TrackerEvent::Started { sub, .. } => format!("started {}", sub.0),
@@ -259,7 +261,7 @@ fn the_regions_that_a_split_names_are_subscribed_at_once() {
 fn a_newer_epoch_in_pd_replaces_what_is_tracked_in_its_range() {
     let mut rig = Rig::live();
     rig.wait(10_000);
-    assert_eq!(rig.step(), ["load all"]);
+    assert_eq!(rig.step(), ["load all", "look 1 at 100"]);
     rig.loaded(vec![
         led_by(OWN, region(12, 6, "", "m")),
         led_by(2, region(4, 6, "m", "")),

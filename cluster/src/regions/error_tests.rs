@@ -21,7 +21,8 @@ fn wait_for_load(rig: &mut Rig) -> Duration {
 }
 
 fn rig_with(wanted: Vec<EncodedRange>, frontier: FrontierFn) -> Rig {
-    let options = TrackerOptions::new(OWN, "s", wanted, frontier);
+    let mut options = TrackerOptions::new(OWN, "s", wanted, frontier);
+    options.audit_per_region = options.audit_interval;
     let now = Instant::now();
     Rig {
         core: Core::new(&options, now),
@@ -67,6 +68,54 @@ fn each_error_that_can_pass_has_its_first_wait_and_then_the_range_comes_back_und
             ["sub 2 region 4 from 100", "started 2"],
             "{kind:?}"
         );
+    }
+}
+
+/// What the table of error events asks for, of each kind that there is.
+fn reaction(kind: EndKind) -> (&'static str, bool) {
+    use EndKind::*;
+    match kind {
+        NotLeader | EpochNotMatch | RegionNotFound => ("asks PD", false),
+        // A new name, and so a new request id, is all that these need.
+        DuplicateRequest | Mismatch | Unknown | Stream | PhantomLock => ("asks PD", false),
+        ServerIsBusy => ("asks PD", true),
+        Congested | Overrun | LargeTransaction => ("asks PD after half a second or more", true),
+        Incompatible | ClusterIdMismatch => ("ends the tracker", false),
+    }
+}
+
+#[test]
+fn every_kind_of_error_has_the_reaction_of_the_table() {
+    for kind in EndKind::ALL {
+        let mut rig = Rig::live();
+        rig.ended(1, reason(kind));
+        let steps = rig.step();
+        let does = if steps.contains(&"failed".to_owned()) {
+            "ends the tracker"
+        } else if wait_for_load(&mut rig) < Duration::from_millis(200) {
+            "asks PD"
+        } else {
+            "asks PD after half a second or more"
+        };
+        assert_eq!((does, rig.core.window < 8), reaction(kind), "{kind:?}");
+    }
+}
+
+#[test]
+fn a_live_region_that_moves_to_and_fro_does_not_wait_longer_each_time() {
+    let mut rig = Rig::live();
+    for sub in 1..20 {
+        rig.ended(sub, reason(EndKind::NotLeader));
+        rig.step();
+        let wait = wait_for_load(&mut rig);
+        assert!(wait <= Duration::from_millis(51), "{sub}: {wait:?}");
+        rig.loaded(vec![led_by(OWN, region(4, 5, "", ""))]);
+        rig.step();
+        rig.initialized(sub + 1);
+        rig.step();
+        rig.safe_point(50);
+        rig.step();
+        rig.wait(400);
     }
 }
 

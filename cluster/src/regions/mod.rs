@@ -11,8 +11,10 @@ mod candidates;
 mod core;
 mod index;
 mod penalty;
+mod stalls;
 mod tracker;
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,6 +24,7 @@ use pitr_proto::metapb;
 pub use tracker::RegionTracker;
 
 use crate::cdc::{CdcOptions, EndKind, EndReason, SubId};
+use crate::kv::HeldLock;
 
 /// Tells up to which ts everything in a range is durable: the checkpoint_ts of the next
 /// subscription there. Must never answer more than what is published.
@@ -38,12 +41,17 @@ pub struct TrackerOptions {
     pub wanted: Vec<EncodedRange>,
     /// Where subscriptions start.
     pub frontier: FrontierFn,
-    /// Time between two comparisons of PD's leaders with what is tracked.
+    /// Longest time between two comparisons of PD's leaders with what is tracked.
     pub audit_interval: Duration,
+    /// The same for each region that PD tells: small clusters are looked at more often.
+    pub audit_per_region: Duration,
     /// Scans that may run at a time; halved when the store is busy, regained one by one.
     pub scan_window: usize,
     /// Bounds of the stream.
     pub cdc: CdcOptions,
+    /// Name of the first subscription; the names count up from there. Trackers that share a user
+    /// need ranges of names that do not meet.
+    pub first_sub: u64,
 }
 
 impl TrackerOptions {
@@ -60,8 +68,10 @@ impl TrackerOptions {
             wanted,
             frontier,
             audit_interval: Duration::from_secs(10),
+            audit_per_region: Duration::from_millis(2),
             scan_window: 32,
             cdc: CdcOptions::default(),
+            first_sub: 1,
         }
     }
 }
@@ -116,6 +126,41 @@ pub enum TrackerEvent {
         /// What to tell the operator.
         text: String,
     },
+}
+
+/// What holds back the resolved ts of a region that was scanned and is live.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Holder {
+    /// A transaction whose client is alive; the oldest of them.
+    Lock(HeldLock),
+    /// No lock is there: the store waits for one that does not exist.
+    Phantom,
+    /// All regions of the store stand still.
+    Store,
+    /// Its locks could not be looked at.
+    Unknown(String),
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let hex = |key: &[u8]| key.iter().map(|b| format!("{b:02X}")).collect::<String>();
+        match self {
+            Holder::Lock(lock) => write!(
+                f,
+                "transaction {} holds a lock on key {} (primary {}), began {} s ago and its client is alive",
+                lock.start_ts,
+                hex(&lock.key),
+                hex(&lock.primary),
+                lock.age.as_secs()
+            ),
+            Holder::Phantom => f.write_str(
+                "the store waits for a lock that does not exist (phantom lock); the region was registered \
+                 anew, which helps unless another change stream follows it: then move its leader",
+            ),
+            Holder::Store => f.write_str("the store sends no resolved ts of any region"),
+            Holder::Unknown(why) => write!(f, "its locks could not be looked at: {why}"),
+        }
+    }
 }
 
 /// Gauges for metrics and status.

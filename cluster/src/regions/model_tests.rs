@@ -1,7 +1,8 @@
 //! The tracker's core against a made-up cluster: regions split, merge and move, PD's view is old,
 //! streams break, GC jumps ahead. Whatever happens, a user who believes the tracker's events must
 //! never hold a frontier above data that was not delivered (rules H1 to H5, H9 and H12), and once
-//! the cluster is quiet the frontier must reach its end.
+//! the cluster is quiet the frontier must reach its end, whatever dead clients have locked and
+//! whatever locks stores only believe in.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Mutex;
@@ -12,6 +13,7 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 
 use super::*;
+use crate::kv::{HeldLock, LockReport};
 
 const OWN: u64 = 1;
 const OTHER: u64 = 2;
@@ -90,6 +92,8 @@ struct Stream {
     place: Place,
     queue: VecDeque<Sent>,
     dead: bool,
+    /// The store believes in a lock there that does not exist.
+    stuck: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -120,6 +124,9 @@ enum Op {
     Send(Index),
     Resolve,
     Publish,
+    Lock { cell: usize, alive: bool },
+    Phantom(Index),
+    Look { fails: bool },
     Wait(u64),
     Break,
     Fail(Index, u8),
@@ -139,6 +146,9 @@ fn any_op() -> impl Strategy<Value = Op> {
         40 => index().prop_map(Op::Send),
         8 => Just(Op::Resolve),
         6 => Just(Op::Publish),
+        1 => (0..CELLS, any::<bool>()).prop_map(|(cell, alive)| Op::Lock { cell, alive }),
+        1 => index().prop_map(Op::Phantom),
+        4 => prop::bool::weighted(0.1).prop_map(|fails| Op::Look { fails }),
         12 => (0..4000u64).prop_map(Op::Wait),
         1 => Just(Op::Break),
         3 => (index(), 0..6u8).prop_map(|(at, kind)| Op::Fail(at, kind)),
@@ -157,6 +167,9 @@ struct World {
     safe_point: u64,
     loads: VecDeque<EncodedRange>,
     reads: usize,
+    looks: VecDeque<(SubId, EncodedRange, Ts)>,
+    /// Cell → start ts of the transaction that has locked it, and whether its client lives.
+    locks: BTreeMap<usize, (u64, bool)>,
     streams: BTreeMap<SubId, Stream>,
 
     claims: BTreeMap<SubId, Claim>,
@@ -178,6 +191,7 @@ impl World {
         let wanted = WANTED.iter().map(|(from, to)| range(*from, *to));
         let mut options = TrackerOptions::new(OWN, "s", wanted.collect(), frontier);
         options.scan_window = WINDOW;
+        options.audit_per_region = options.audit_interval;
         let now = Instant::now();
         let whole = Place {
             id: 1,
@@ -197,6 +211,8 @@ impl World {
             safe_point: 0,
             loads: VecDeque::new(),
             reads: 0,
+            looks: VecDeque::new(),
+            locks: BTreeMap::new(),
             streams: BTreeMap::new(),
             claims: BTreeMap::new(),
             last_started: 0,
@@ -228,6 +244,9 @@ impl World {
             Op::Send(at) => self.send(at),
             Op::Resolve => self.resolve(),
             Op::Publish => self.publish(),
+            Op::Lock { cell, alive } => self.lock(cell, alive),
+            Op::Phantom(at) => self.believe_in_a_lock(at.index(self.places.len())),
+            Op::Look { fails } => self.answer_look(fails),
             Op::Wait(millis) => self.now += Duration::from_millis(millis),
             Op::Break => self.break_stream(),
             Op::Fail(at, kind) => {
@@ -260,6 +279,60 @@ impl World {
             if (stream.place.from..stream.place.to).contains(&cell) {
                 stream.queue.push_back(Sent::Row(cell, ts));
             }
+        }
+    }
+
+    fn lock(&mut self, cell: usize, alive: bool) {
+        if !is_wanted(cell) {
+            return;
+        }
+        let start_ts = self.next_ts();
+        self.locks.entry(cell).or_insert((start_ts, alive));
+    }
+
+    fn believe_in_a_lock(&mut self, at: usize) {
+        let (ts, id) = (self.next_ts(), self.places[at].id);
+        let streams = self.streams.values_mut();
+        for stream in streams.filter(|stream| stream.place.id == id) {
+            stream.stuck.get_or_insert(ts);
+        }
+    }
+
+    /// The locks of a range are looked at: dead ones go.
+    fn answer_look(&mut self, fails: bool) {
+        let Some((sub, range, asked)) = self.looks.pop_front() else {
+            return;
+        };
+        let found: Vec<_> = cells(&range)
+            .filter_map(|cell| Some((cell, *self.locks.get(&cell)?)))
+            .collect();
+        let mut report = LockReport {
+            found: found.len() as u64,
+            ..LockReport::default()
+        };
+        for (cell, (start_ts, alive)) in found {
+            if alive {
+                report.alive += 1;
+                report.oldest = Some(HeldLock {
+                    key: Bytes::new(),
+                    primary: Bytes::new(),
+                    start_ts: Ts::new(start_ts),
+                    age: Duration::ZERO,
+                });
+            } else {
+                report.resolved += 1;
+                self.locks.remove(&cell);
+            }
+        }
+        let (held, known) = (report.alive > 0, self.claims.contains_key(&sub));
+        let looked = match fails {
+            true => Looked::Failed(String::new()),
+            false => Looked::Locks(report),
+        };
+        self.core.on_looked(sub, asked, looked, self.now);
+        self.settle();
+        if held && known {
+            assert!(self.claims.contains_key(&sub), "a live lock is no phantom");
         }
     }
 
@@ -409,6 +482,10 @@ impl World {
     fn resolve(&mut self) {
         let ts = self.next_ts();
         for stream in self.streams.values_mut().filter(|stream| !stream.dead) {
+            let locks = self.locks.range(stream.place.from..stream.place.to);
+            let oldest = locks.map(|(_, (start_ts, _))| start_ts - 1).min();
+            let held = oldest.into_iter().chain(stream.stuck).min();
+            let ts = held.map_or(ts, |held| held.min(ts));
             stream.queue.push_back(Sent::Resolved(ts));
         }
     }
@@ -450,6 +527,11 @@ impl World {
                         assert!(!self.claims.contains_key(&sub), "given up without an end");
                         self.streams.remove(&sub);
                     }
+                    Action::LookAtLocks {
+                        sub,
+                        range,
+                        resolved,
+                    } => self.looks.push_back((sub, range, resolved)),
                     Action::Subscribe(subscription) => self.subscribe(subscription),
                 }
             }
@@ -470,6 +552,7 @@ impl World {
             },
             queue: VecDeque::new(),
             dead: false,
+            stuck: None,
         };
         let refused = match place {
             None => Some(EndKind::RegionNotFound),
@@ -583,25 +666,38 @@ impl World {
         for cell in 0..CELLS {
             self.write(cell);
         }
-        for _ in 0..60 {
+        // Every region may be registered anew once more, and clients that live come to an end.
+        self.now += Duration::from_secs(3601);
+        self.locks.retain(|_, (_, alive)| !*alive);
+        for round in 0..60 {
+            if round == 5 {
+                self.lock(2, false);
+                self.believe_in_a_lock(self.places.len() - 1);
+                for cell in 0..CELLS {
+                    self.write(cell);
+                }
+            }
             self.now += Duration::from_secs(11);
             self.seen_by_pd = self.places.clone();
             self.resolve();
             self.settle();
-            while !self.loads.is_empty() || self.reads > 0 || self.something_to_send() {
+            while self.something_to_do() {
                 self.answer_load(false);
                 self.answer_read(false);
                 for id in self.streams.keys().copied().collect::<Vec<_>>() {
                     while self.send_next(id) {}
                 }
+                self.answer_look(false);
                 self.settle();
             }
             self.publish();
         }
     }
 
-    fn something_to_send(&self) -> bool {
-        self.streams.values().any(|stream| !stream.queue.is_empty())
+    fn something_to_do(&self) -> bool {
+        let asked = !self.loads.is_empty() || self.reads > 0 || !self.looks.is_empty();
+        let mut streams = self.streams.values();
+        asked || streams.any(|stream| !stream.queue.is_empty())
     }
 }
 

@@ -70,6 +70,12 @@ impl Penalties {
         (until, before)
     }
 
+    /// Forgets the failures of what lies inside of a range.
+    pub fn forgive(&mut self, range: &EncodedRange) {
+        self.entries
+            .retain(|entry| entry.range.intersect(range).as_ref() != Some(&entry.range));
+    }
+
     /// Whether a part of the range has to wait.
     pub fn blocks(&self, range: &EncodedRange, now: Instant) -> bool {
         let blocking = |entry: &&Penalty| now < entry.until;

@@ -10,9 +10,12 @@ use tokio::task::JoinSet;
 use tokio::time::{Duration, Instant, sleep_until, timeout};
 
 use super::core::{Action, Core, LoadFailed, Loaded};
-use super::{TrackerEvent, TrackerOptions, TrackerStats};
-use crate::cdc::{Address, CdcClient, CdcError, CdcEvents, CdcStats, EndReason};
+use super::stalls::{Looked, STALL};
+use super::{Holder, TrackerEvent, TrackerOptions, TrackerStats};
+use crate::cdc::{Address, CdcClient, CdcError, CdcEvents, CdcStats, EndReason, SubId};
+use crate::kv::{KvError, LockMode, resolve_locks};
 use crate::pd::{PdClient, PdError};
+use crate::stores::StoreChannels;
 
 /// How long PD may take to tell where the store is.
 const ASK_PD: Duration = Duration::from_secs(3);
@@ -21,6 +24,7 @@ const ASK_PD: Duration = Duration::from_secs(3);
 /// does not take waits in the stream's bounded queue, not here.
 pub struct RegionTracker {
     pd: Arc<PdClient>,
+    stores: Arc<StoreChannels>,
     cdc: CdcClient,
     stream: CdcEvents,
     core: Core,
@@ -30,6 +34,7 @@ pub struct RegionTracker {
 enum Answer {
     Loaded(EncodedRange, Result<Loaded, LoadFailed>),
     SafePoint(Result<Ts, LoadFailed>),
+    Looked(SubId, Ts, Looked),
 }
 
 impl RegionTracker {
@@ -39,6 +44,7 @@ impl RegionTracker {
         let (cdc, stream) = CdcClient::start(pd.cluster_id(), address, options.cdc.clone());
         RegionTracker {
             core: Core::new(&options, Instant::now()),
+            stores: StoreChannels::new(pd.clone()),
             pd,
             cdc,
             stream,
@@ -68,6 +74,9 @@ impl RegionTracker {
                     Ok(Answer::SafePoint(answer)) => {
                         self.core.on_safe_point(answer, Instant::now());
                     }
+                    Ok(Answer::Looked(sub, resolved, looked)) => {
+                        self.core.on_looked(sub, resolved, looked, Instant::now());
+                    }
                     // Only a runtime that shuts down ends these tasks early.
                     Err(_) => return None,
                 },
@@ -84,6 +93,12 @@ impl RegionTracker {
     /// Why the last subscription ended that did.
     pub fn last_end(&self) -> Option<&EndReason> {
         self.core.last_end.as_ref()
+    }
+
+    /// What holds back which subscriptions, as far as it was looked.
+    pub fn holds(&self) -> Vec<(SubId, Holder)> {
+        let holds = self.core.stalls.holds();
+        holds.map(|(sub, holder)| (sub, holder.clone())).collect()
     }
 
     /// Gauges of the stream.
@@ -106,6 +121,18 @@ impl RegionTracker {
                     let pd = self.pd.clone();
                     self.answers.spawn(async move {
                         Answer::SafePoint(pd.gc_safe_point().await.map_err(failed))
+                    });
+                }
+                Action::LookAtLocks {
+                    sub,
+                    range,
+                    resolved,
+                } => {
+                    let stores = self.stores.clone();
+                    self.answers.spawn(async move {
+                        let looked = look(&stores, range, resolved).await;
+                        let failed = |error: KvError| Looked::Failed(error.to_string());
+                        Answer::Looked(sub, resolved, looked.unwrap_or_else(failed))
                     });
                 }
                 Action::Subscribe(subscription) => {
@@ -155,6 +182,22 @@ async fn load(pd: &PdClient, range: &EncodedRange) -> Result<Loaded, PdError> {
         rest,
         safe_point: pd.gc_safe_point().await?,
     })
+}
+
+/// Resolves what holds a range back that stands at `resolved`, up to a little above it and never
+/// above PD's time.
+async fn look(
+    stores: &Arc<StoreChannels>,
+    range: EncodedRange,
+    resolved: Ts,
+) -> Result<Looked, KvError> {
+    let now = stores.pd().tso().await?;
+    let behind = Ts::compose(resolved.physical_ms() + STALL.as_millis() as u64, 0);
+    if now < behind {
+        return Ok(Looked::NotBehind);
+    }
+    let report = resolve_locks(stores, range, behind, LockMode::LeaveAlive).await?;
+    Ok(Looked::Locks(report))
 }
 
 fn failed(error: PdError) -> LoadFailed {
