@@ -146,30 +146,49 @@ impl Seat {
         }))
     }
 
+    /// Ends the lease of a holder that is known to be dead; of `holder` only, whoever it is now.
+    pub async fn bury(etcd: &EtcdClient, store_id: u64, holder: &Bytes) -> Result<(), EtcdError> {
+        match etcd.get(holder_key(store_id).as_bytes()).await? {
+            Some(found) if found.value == *holder => etcd.end_lease(found.lease).await,
+            _ => Ok(()),
+        }
+    }
+
     /// `Ok` = at some moment during this call, and less than a quarter of the lease ago, the seat
-    /// was ours and alive. A lease that ended is replaced, if nobody came in between.
-    pub async fn confirm(&self) -> Result<(), SeatError> {
+    /// was ours and alive; it stays so at least until the moment that is returned. A lease that
+    /// ended is replaced, if nobody came in between.
+    pub async fn confirm(&self) -> Result<Instant, SeatError> {
         let mut held = self.held.lock().await;
         loop {
             let began = Instant::now();
+            if began.duration_since(held.renewed) >= self.keys.ttl / 5 {
+                self.prolong(&mut held).await?;
+            }
             self.check(&mut held).await?;
             // A process that was stopped in the middle knows nothing of the present.
             if began.elapsed() < self.keys.ttl / 4 {
-                return Ok(());
+                return Ok(held.renewed + self.keys.ttl);
             }
         }
+    }
+
+    /// Renews the lease; one that ended is replaced, if nobody came in between.
+    async fn prolong(&self, held: &mut Held) -> Result<(), SeatError> {
+        // From before the question: etcd counts from when it gets it.
+        let began = Instant::now();
+        let lives = self.keys.etcd.keep_lease(held.lease).await;
+        match lives.map_err(|error| self.unknown(error))? {
+            true => held.renewed = began,
+            false => self.check(held).await?,
+        }
+        Ok(())
     }
 
     /// Keeps the lease alive and says `value` of this process. To be called some times a lease.
     pub async fn renew(&self, value: Bytes) -> Result<(), SeatError> {
         let mut held = self.held.lock().await;
-        let began = Instant::now();
-        if began.duration_since(held.renewed) >= self.keys.ttl / 3 {
-            let lives = self.keys.etcd.keep_lease(held.lease).await;
-            match lives.map_err(|error| self.unknown(error))? {
-                true => held.renewed = began,
-                false => self.check(&mut held).await?,
-            }
+        if held.renewed.elapsed() >= self.keys.ttl / 3 {
+            self.prolong(&mut held).await?;
         }
         if held.value == value {
             return Ok(());
@@ -272,6 +291,10 @@ impl Keys {
             let by = match read(answer) {
                 (Some(kv), _) if kv.value == *value => {
                     if kv.lease != lease {
+                        // It was granted some time ago.
+                        if !self.etcd.keep_lease(kv.lease).await? {
+                            continue;
+                        }
                         self.forget(lease).await;
                     }
                     return Ok(Attempt::Ours {

@@ -147,6 +147,18 @@ codes! {
         effect: "While no sidecar runs, the checkpoint stands still and the loss window grows; nothing that was reported is lost.",
         action: "Start `tikv-pitr serve`, or give the right `--sidecar` address."
     }
+    TikvTooOld = 1110 {
+        title: "A TiKV that is too old",
+        cause: "A store runs a TiKV before 7.5.0.",
+        effect: "Nothing was changed; nothing is tailed.",
+        action: "Upgrade TiKV."
+    }
+    TwoObservers = 1111 {
+        title: "TiKV backs up the same task itself",
+        cause: "`log-backup.enable` is true in the store's configuration, so the TiKV writes the log of every task of its cluster.",
+        effect: "Nothing is tailed on this store: two writers for one store would write everything twice.",
+        action: "Set `log-backup.enable = false` in TiKV's configuration and restart it, or run no sidecar for this store."
+    }
     StorageUnreachable = 1201 {
         title: "The storage cannot be reached",
         cause: "The network, the service or the file system failed in a way that may pass.",
@@ -260,6 +272,12 @@ codes! {
         cause: "Somebody changed the registration while the sidecar was loading it.",
         effect: "Nothing is written; the task list is read again.",
         action: "None: it mends itself."
+    }
+    KeysNotCaptured = 1315 {
+        title: "The ranges hold keys that a change stream loses",
+        cause: "There are keys that begin with `r`. TiKV takes such keys for RawKV and leaves their transactions out of change streams.",
+        effect: "Nothing was changed; changes of those keys would be missing from the log.",
+        action: "Leave them out with `--range` or `--prefix`, or start with `--allow-r`: status then names the range as not proven."
     }
     NoBackupMeta = 1401 {
         title: "The archive has no `backupmeta`",

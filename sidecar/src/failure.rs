@@ -59,6 +59,9 @@ impl Code {
             WrongCluster
             | KeyLocked
             | UnsafeTikvVersion
+            | TikvTooOld
+            | TwoObservers
+            | KeysNotCaptured
             | ObjectExists
             | TaskExists
             | AlreadyPaused

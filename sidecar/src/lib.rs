@@ -14,6 +14,7 @@ pub mod fitness;
 pub mod front;
 pub mod members;
 pub mod pause;
+pub mod process;
 pub mod ranges;
 pub mod restore;
 pub mod scan;

@@ -8,9 +8,10 @@ use pitr_cluster::seat;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::admin::{SidecarStatus, TaskState};
+use crate::admin::{HeldBy, SidecarStatus, TaskState};
 use crate::cluster::Cluster;
 use crate::failure::Failure;
+use crate::process::ProcessName;
 
 /// A running sidecar, as it says itself.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -26,6 +27,8 @@ pub struct Member {
     pub version: String,
     /// When it started (RFC 3339, UTC).
     pub started_at: String,
+    /// Its process, for a successor on the same machine.
+    pub process: Option<ProcessName>,
     /// The tasks that it has seen.
     pub tasks: Vec<MemberTask>,
 }
@@ -38,6 +41,9 @@ pub struct MemberTask {
     /// Where it stands there.
     #[serde(flatten)]
     pub state: TaskState,
+    /// What holds its checkpoint, as this sidecar sees it.
+    #[serde(default)]
+    pub held_by: Option<HeldBy>,
 }
 
 /// A store of the cluster and who serves it.
@@ -63,6 +69,8 @@ pub struct TaskOnStore {
     /// Where the task stands there.
     #[serde(flatten)]
     pub state: StateOnStore,
+    /// What holds the checkpoint of the task, as the sidecar of this store sees it.
+    pub held_by: Option<HeldBy>,
 }
 
 /// Where a task stands on a store.
@@ -152,6 +160,7 @@ impl Member {
         let tasks = page.tasks.values().map(|task| MemberTask {
             name: task.name.clone(),
             state: task.state.clone(),
+            held_by: task.held_by.clone(),
         });
         Member {
             tasks: tasks.collect(),
@@ -180,15 +189,19 @@ impl fmt::Display for Member {
 impl StoreStatus {
     /// Where a task stands here.
     pub fn task(&self, name: &str) -> TaskOnStore {
-        let known = |member: &Member| {
-            let task = member.tasks.iter().find(|task| task.name == name);
-            task.map_or(StateOnStore::NotLoaded, |task| (&task.state).into())
+        let at = |member: &Member| member.tasks.iter().find(|task| task.name == name).cloned();
+        let task = self.sidecar.as_ref().and_then(at);
+        let state = match (&self.sidecar, &task) {
+            (None, _) => StateOnStore::NoSidecar,
+            (Some(_), None) => StateOnStore::NotLoaded,
+            (Some(_), Some(task)) => (&task.state).into(),
         };
         TaskOnStore {
             store_id: self.store_id,
             store_address: self.store_address.clone(),
             sidecar: self.sidecar.as_ref().map(|member| member.address.clone()),
-            state: self.sidecar.as_ref().map_or(StateOnStore::NoSidecar, known),
+            state,
+            held_by: task.and_then(|task| task.held_by),
         }
     }
 }
@@ -235,9 +248,66 @@ pub fn table(stores: &[TaskOnStore]) -> Vec<String> {
     rows.iter().map(line).collect()
 }
 
+/// What holds the checkpoint of a task: one line, of the sidecar that knows most. That is the one
+/// whose own store leads the region; each one else only sees that it gets no further.
+pub fn holds(stores: &[TaskOnStore]) -> Option<String> {
+    let held = stores
+        .iter()
+        .filter_map(|store| Some((store, store.held_by.as_ref()?)));
+    let lowest = held.min_by_key(|(store, held)| {
+        let elsewhere = held.store_id != Some(store.store_id);
+        (held.ts.tso, elsewhere, store.store_id)
+    });
+    lowest.map(|(_, held)| format!("held by: {held}"))
+}
+
+impl StateOnStore {
+    /// As metrics call it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            StateOnStore::Loading => "loading",
+            StateOnStore::Running => "running",
+            StateOnStore::Paused => "paused",
+            StateOnStore::Failing { .. } => "failing",
+            StateOnStore::NotLoaded => "not_loaded",
+            StateOnStore::NoSidecar => "no_sidecar",
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_all_that_wait_the_store_that_leads_the_region_says_why() {
+        let on = |store_id, held_at: Option<u64>, ts, reason: &str| TaskOnStore {
+            store_id,
+            store_address: String::new(),
+            sidecar: None,
+            state: StateOnStore::Running,
+            held_by: Some(HeldBy {
+                store_id: held_at,
+                region_id: None,
+                range: String::new(),
+                ts: crate::time::show(pitr_format::Ts::new(ts)),
+                reason: reason.to_owned(),
+                lock: None,
+            }),
+        };
+        let free = TaskOnStore {
+            held_by: None,
+            ..on(9, None, 1, "")
+        };
+        let stores = [
+            on(1, Some(4), 10, "store 4 leads it"),
+            on(4, Some(4), 10, "a lock"),
+            on(5, Some(5), 11, "another one"),
+            free.clone(),
+        ];
+        assert!(holds(&stores).unwrap().ends_with("a lock"));
+        assert_eq!(holds(&[free]), None);
+    }
 
     fn member(address: &str, tasks: Vec<MemberTask>) -> Member {
         Member {

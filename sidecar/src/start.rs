@@ -42,6 +42,8 @@ pub struct Request {
     pub ranges: Vec<RawRange>,
     /// Also on a TiKV that can abort under a change stream.
     pub allow_unsafe_version: bool,
+    /// Also with keys that a change stream loses.
+    pub allow_r: bool,
 }
 
 /// What was registered.
@@ -67,11 +69,15 @@ pub async fn start(cluster: &Cluster, request: Request) -> Result<Started, Failu
     let storage = crate::storage::open(&request.storage_url)?;
     let backend = pitr_storage::backend_of_url(&request.storage_url)?;
     let stores = cluster.tikv_stores().await?;
+    fitness::new_enough(&stores)?;
     if !request.allow_unsafe_version {
         fitness::safe_version(&stores)?;
     }
     refuse_running(cluster).await?;
     let now = cluster.now().await?;
+    if !request.allow_r {
+        refuse_keys_that_get_lost(cluster, &request.ranges, now).await?;
+    }
     let mut started = Started {
         storage: storage.uri(),
         start_ts: resolve_start(request.start.as_ref(), now)?,
@@ -125,6 +131,20 @@ pub async fn start(cluster: &Cluster, request: Request) -> Result<Started, Failu
     };
     cluster.tasks.start(&task).await?;
     Ok(started)
+}
+
+async fn refuse_keys_that_get_lost(
+    cluster: &Cluster,
+    ranges: &[RawRange],
+    now: Ts,
+) -> Result<(), Failure> {
+    let unproven = crate::ranges::unproven(ranges);
+    if scan::is_empty(cluster, &unproven, now).await? {
+        return Ok(());
+    }
+    let shown: Vec<_> = unproven.iter().map(crate::ranges::show).collect();
+    let what = "there are keys that begin with `r`, whose changes TiKV's change stream loses";
+    Err(Failure::new(Code::KeysNotCaptured, what).at(shown.join(" ")))
 }
 
 async fn refuse_running(cluster: &Cluster) -> Result<(), Failure> {

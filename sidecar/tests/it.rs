@@ -20,6 +20,8 @@ mod command;
 mod fence;
 #[path = "it/fronts.rs"]
 mod fronts;
+#[path = "it/locks.rs"]
+mod locks;
 #[path = "it/memory/mod.rs"]
 mod memory;
 #[path = "it/misuse.rs"]
@@ -48,6 +50,8 @@ mod signals;
 mod speed_test;
 #[path = "it/status.rs"]
 mod status;
+#[path = "it/stores.rs"]
+mod stores;
 #[path = "it/surfaces.rs"]
 mod surfaces;
 #[path = "it/system.rs"]

@@ -54,6 +54,9 @@ impl fmt::Display for TaskState {
 /// What keeps a checkpoint from moving.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct HeldBy {
+    /// The store that leads it, if it is known.
+    #[serde(default)]
+    pub store_id: Option<u64>,
     /// The region there, if it is known.
     pub region_id: Option<u64>,
     /// The first range that has got no further, hex.
@@ -62,10 +65,29 @@ pub struct HeldBy {
     pub ts: time::Shown,
     /// Why, as far as known.
     pub reason: String,
+    /// The lock that holds it, if it is one.
+    #[serde(default)]
+    pub lock: Option<HoldingLock>,
+}
+
+/// A lock of a transaction that is alive and holds a checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct HoldingLock {
+    /// Raw key, hex.
+    pub key: String,
+    /// Raw key of the transaction's primary, hex.
+    pub primary: String,
+    /// The transaction.
+    pub start_ts: u64,
+    /// How long ago it began when it was looked.
+    pub age_seconds: u64,
 }
 
 impl fmt::Display for HeldBy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(id) = self.store_id {
+            write!(f, "store {id}, ")?;
+        }
         if let Some(id) = self.region_id {
             write!(f, "region {id}, ")?;
         }
@@ -114,6 +136,9 @@ pub struct TaskStatus {
 /// Regions of a task on this store.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RegionStatus {
+    /// Stores whose regions are followed here: the own one, and those whose sidecars are gone.
+    #[serde(default)]
+    pub stores: Vec<u64>,
     /// Number of regions by state: `scanning`, `verifying` (scan complete, GC is being checked),
     /// `live`, `waiting` (for a scan), `failing` (within the last minutes) and `lost` (to GC).
     pub regions: BTreeMap<String, u64>,
@@ -393,6 +418,8 @@ mod tests {
         board.task("t", |task| {
             task.lag_seconds = Some(601.0);
             task.held_by = Some(HeldBy {
+                store_id: None,
+                lock: None,
                 region_id: Some(44),
                 range: "[61, 62)".to_owned(),
                 ts: time::show(7.into()),

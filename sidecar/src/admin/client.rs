@@ -36,7 +36,7 @@ pub async fn status(address: &str) -> Result<SidecarStatus, Failure> {
 }
 
 /// HTTP/1.0, so that the answer ends with the connection and comes in one piece.
-async fn get(address: &str, path: &str) -> std::io::Result<Vec<u8>> {
+pub(crate) async fn get(address: &str, path: &str) -> std::io::Result<Vec<u8>> {
     let mut stream = TcpStream::connect(address).await?;
     let request = format!("GET {path} HTTP/1.0\r\nhost: {address}\r\nconnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await?;

@@ -4,6 +4,8 @@
 
 use prometheus::{Encoder, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder};
 
+use crate::members::StoreStatus;
+
 /// Handles of all metrics.
 pub struct Metrics {
     registry: Registry,
@@ -13,6 +15,7 @@ pub struct Metrics {
     ends: IntCounterVec,
     regions: IntGaugeVec,
     stream: IntGaugeVec,
+    stores: IntGaugeVec,
 }
 
 impl Metrics {
@@ -48,6 +51,14 @@ impl Metrics {
             Opts::new("tikv_pitr_cdc_bytes", "Bytes that the change stream holds."),
             &["task", "what"],
         )?;
+        let stores = IntGaugeVec::new(
+            Opts::new(
+                "tikv_pitr_store_state",
+                "1 for the state that a task is in on each store of the cluster.",
+            ),
+            &["store", "task", "state"],
+        )?;
+        registry.register(Box::new(stores.clone()))?;
         registry.register(Box::new(ends.clone()))?;
         registry.register(Box::new(regions.clone()))?;
         registry.register(Box::new(stream.clone()))?;
@@ -55,6 +66,7 @@ impl Metrics {
             ends,
             regions,
             stream,
+            stores,
             observer: pitr_observer::Metrics::new(&registry)?,
             metadata_events,
             registry,
@@ -80,6 +92,17 @@ impl Metrics {
     /// Shows what the change stream of a task holds.
     pub fn show_stream(&self, task: &str, bytes: &[(&str, usize)]) {
         show(&self.stream, task, bytes);
+    }
+
+    /// Shows where these tasks stand on every store.
+    pub fn show_stores<'a>(&self, stores: &[StoreStatus], tasks: impl Iterator<Item = &'a String>) {
+        self.stores.reset();
+        for task in tasks {
+            for store in stores.iter().map(|store| store.task(task)) {
+                let labels = [&store.store_id.to_string()[..], task, store.state.name()];
+                self.stores.with_label_values(&labels).set(1);
+            }
+        }
     }
 
     /// Everything in Prometheus' text format.

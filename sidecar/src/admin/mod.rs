@@ -10,5 +10,7 @@ pub mod log_level;
 pub mod metrics;
 mod page;
 
-pub use board::{Board, HeldBy, RegionStatus, SidecarStatus, StreamStatus, TaskState, TaskStatus};
+pub use board::{
+    Board, HeldBy, HoldingLock, RegionStatus, SidecarStatus, StreamStatus, TaskState, TaskStatus,
+};
 pub use metrics::Metrics;

@@ -34,6 +34,9 @@ pub struct Args {
     /// Start although the TiKV (8.5.0 to 8.5.3) can abort while its changes are tailed.
     #[arg(long)]
     allow_unsafe_version: bool,
+    /// Start although there are keys that begin with `r`, whose changes TiKV's change stream loses.
+    #[arg(long)]
+    allow_r: bool,
     #[command(flatten)]
     output: OutputArgs,
 }
@@ -73,6 +76,7 @@ pub async fn run(args: Args) -> Outcome {
             start: point,
             ranges: wanted,
             allow_unsafe_version: args.allow_unsafe_version,
+            allow_r: args.allow_r,
         },
     )
     .await?;

@@ -58,6 +58,8 @@ pub(super) struct TaskReport {
     table_filter: Vec<String>,
     /// Its key ranges, hex.
     ranges: Vec<String>,
+    /// The parts of them in which the change stream proves nothing (keys that begin with `r`), hex.
+    pub unproven_ranges: Vec<String>,
     /// What each store has published.
     progress: Vec<StoreProgress>,
     /// Where it stands on each store, as the sidecars say.
@@ -76,6 +78,18 @@ pub(super) struct TaskReport {
     pub last_errors: Vec<StoreError>,
     /// Who paused the task, when and why; null when it is not paused.
     pub extra_pause_information: Option<Pause>,
+}
+
+impl TaskReport {
+    /// A line about what the log may lack.
+    pub fn note_of_unproven(&self) -> Option<String> {
+        (!self.unproven_ranges.is_empty()).then(|| {
+            format!(
+                "note: not proven in {}: TiKV's change stream loses changes of keys that begin with `r`",
+                self.unproven_ranges.join(" ")
+            )
+        })
+    }
 }
 
 /// What a store has published.
@@ -192,6 +206,7 @@ async fn describe(
     let central = cluster.tasks.global_checkpoint(&task.name).await?;
     let pause = cluster.tasks.pause_value(&task.name).await?;
     let pause = pause.map(|value| Pause::decode(&value));
+    let unproven = ranges::unproven(&task.ranges);
     let start = Ts::new(task.info.start_ts);
     let checkpoint = progress.iter().map(|(_, ts)| *ts).fold(start, Ts::max);
     Ok(TaskReport {
@@ -206,6 +221,7 @@ async fn describe(
         },
         table_filter: task.info.table_filter.clone(),
         ranges: task.ranges.iter().map(ranges::show).collect(),
+        unproven_ranges: unproven.iter().map(ranges::show).collect(),
         progress: progress
             .iter()
             .map(|(store_id, ts)| StoreProgress {
@@ -245,6 +261,7 @@ fn text(report: &Report) -> String {
         lines.push(format!("start: {}", time::line(Ts::new(task.start_ts))));
         lines.push(format!("storage: {}", task.storage));
         lines.push(format!("ranges: {}", task.ranges.join(" ")));
+        lines.extend(task.note_of_unproven());
         lines.push(format!(
             "checkpoint[global]: {}; gap={:.1}s",
             task.checkpoint_time, task.lag_seconds
@@ -255,6 +272,7 @@ fn text(report: &Report) -> String {
         let errors = task.last_errors.iter();
         lines.extend(errors.map(|error| format!("error{error}")));
         lines.extend(members::table(&task.stores));
+        lines.extend(members::holds(&task.stores));
     }
     lines.join("\n")
 }
@@ -279,6 +297,7 @@ mod tests {
             status: "NORMAL",
             table_filter: Vec::new(),
             ranges: Vec::new(),
+            unproven_ranges: Vec::new(),
             progress: Vec::new(),
             stores: Vec::new(),
             storage: String::new(),

@@ -201,9 +201,11 @@ fn task_lines(task: &TaskReport, page: Option<&SidecarStatus>, lines: &mut Vec<S
     for error in &task.last_errors {
         lines.push(format!("  error:       {error}"));
     }
+    lines.extend(task.note_of_unproven().map(|note| format!("  {note}")));
     for line in members::table(&task.stores) {
         lines.push(format!("  {line}"));
     }
+    lines.extend(members::holds(&task.stores).map(|line| format!("  {line}")));
     let Some(here) = page.and_then(|page| page.tasks.get(&task.name)) else {
         return;
     };

@@ -3,10 +3,10 @@
 //!
 //! Asked at start, before every object that readers look for, and by PD itself in the transaction
 //! of every checkpoint. Whoever was replaced stops without publishing, for ever; whoever cannot
-//! reach PD goes on capturing and repeats, as for everything else that needs PD. What no question
-//! can exclude is a process that is stopped between the answer and the write that waits for it, for
-//! longer than the lease: what it then writes is a durable, true generation, or a `.ts` that PD's
-//! checkpoint already covered.
+//! reach PD goes on capturing and repeats, as for everything else that needs PD. An answer holds
+//! until the lease that it speaks of can end, and the storage asks again whether that time is over
+//! when only the step is left that makes the object visible: a process that was stopped in between
+//! writes nothing when it wakes.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -19,20 +19,24 @@ use pitr_cluster::tasks::TaskRegistry;
 use pitr_storage::{ObjectInfo, Payload, SharedStorage, Storage, StorageError, StorageErrorKind};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::admin::Board;
+use crate::admin::{Board, Metrics};
 use crate::cluster::{Cluster, code_of_cluster};
 use crate::codes::Code;
 use crate::failure::Failure;
 use crate::members::{self, Member};
+use crate::process::ProcessName;
 
-/// How long the key of a sidecar outlives it.
-const TTL: Duration = Duration::from_secs(10);
+/// How long the key of a sidecar outlives it. etcd in PD grants no shorter lease.
+const TTL: Duration = Duration::from_secs(5);
+/// So much earlier than its lease a permission to write ends: clocks run at different rates, and
+/// the last step takes its time.
+const MARGIN: Duration = Duration::from_millis(500);
 /// etcd looks for ended leases that often at least, so a dead sidecar is gone after both.
 const SLACK: Duration = Duration::from_secs(2);
 /// How often it is looked whether the key of a predecessor is gone.
-const LOOK: Duration = Duration::from_millis(500);
+const LOOK: Duration = Duration::from_millis(200);
 /// How often the lease is looked after and the state told.
-const BEAT: Duration = Duration::from_secs(2);
+const BEAT: Duration = Duration::from_secs(1);
 /// How often the other stores are read.
 const LIST: Duration = Duration::from_secs(5);
 /// How long giving up the key may take; the lease ends by itself.
@@ -45,6 +49,7 @@ pub(crate) struct Fence {
     store_id: u64,
     me: Member,
     board: Arc<Board>,
+    metrics: Arc<Metrics>,
 }
 
 impl Fence {
@@ -54,8 +59,10 @@ impl Fence {
         store_id: u64,
         me: Member,
         board: Arc<Board>,
+        metrics: Arc<Metrics>,
     ) -> Result<Arc<Fence>, Failure> {
         let until = Instant::now() + TTL + SLACK;
+        let mut buried = None;
         loop {
             let etcd = cluster.etcd.clone();
             let holder = match Seat::take(etcd, store_id, TTL, me.encode().into()).await? {
@@ -66,9 +73,20 @@ impl Fence {
                         store_id,
                         me,
                         board,
+                        metrics,
                     }));
                 }
-                Err(holder) => Member::decode(&holder),
+                Err(holder) => {
+                    let member = Member::decode(&holder);
+                    let is_dead = member.process.as_ref().is_some_and(ProcessName::is_dead);
+                    if is_dead && buried.as_ref() != Some(&holder) {
+                        tracing::info!("{member} is dead, its lease is ended");
+                        Seat::bury(&cluster.etcd, store_id, &holder).await?;
+                        buried = Some(holder);
+                        continue;
+                    }
+                    member
+                }
             };
             if Instant::now() >= until {
                 let what = format!("store {store_id} is served by {holder}");
@@ -83,10 +101,10 @@ impl Fence {
         }
     }
 
-    /// Whether the store is ours at this moment. An error either says who has it, or that nobody
-    /// knows.
-    pub(super) async fn confirm(&self) -> Result<(), SeatError> {
-        self.seat.confirm().await
+    /// Until when the store is surely ours. An error either says who has it, or that nobody knows.
+    pub(super) async fn confirm(&self) -> Result<Instant, SeatError> {
+        let until = self.seat.confirm().await?;
+        Ok(until - MARGIN)
     }
 
     /// The registry for one publication: PD refuses it if the store was taken meanwhile.
@@ -125,7 +143,10 @@ impl Fence {
             if !silent && listed.is_none_or(|at| at.elapsed() >= LIST) {
                 listed = Some(Instant::now());
                 match members::stores(&self.cluster).await {
-                    Ok(stores) => self.board.update(|page| page.stores = stores),
+                    Ok(stores) => self.board.update(|page| {
+                        self.metrics.show_stores(&stores, page.tasks.keys());
+                        page.stores = stores;
+                    }),
                     Err(failure) => tracing::debug!(
                         reason = failure.one_line(),
                         "the other stores are not known"
@@ -171,30 +192,32 @@ struct FencedStorage {
 }
 
 impl FencedStorage {
-    async fn admit(&self, path: &str) -> pitr_storage::Result<()> {
+    async fn admit(&self, path: &str, data: Payload) -> pitr_storage::Result<Payload> {
         // A log file that no meta refers to means nothing to anybody.
         if path.ends_with(".log") {
-            return Ok(());
+            return Ok(data);
         }
-        self.fence.confirm().await.map_err(|error| StorageError {
+        let confirmed = self.fence.confirm().await;
+        let until = confirmed.map_err(|error| StorageError {
             kind: StorageErrorKind::Transient,
             action: "write",
             path: path.to_owned(),
             uri: self.inner.uri(),
             detail: Failure::from(error).one_line(),
-        })
+        })?;
+        Ok(data.only_while(move || Instant::now() < until))
     }
 }
 
 #[async_trait]
 impl Storage for FencedStorage {
     async fn put(&self, path: &str, data: Payload) -> pitr_storage::Result<()> {
-        self.admit(path).await?;
+        let data = self.admit(path, data).await?;
         self.inner.put(path, data).await
     }
 
     async fn put_new(&self, path: &str, data: Payload) -> pitr_storage::Result<()> {
-        self.admit(path).await?;
+        let data = self.admit(path, data).await?;
         self.inner.put_new(path, data).await
     }
 

@@ -6,10 +6,12 @@
 //! released. It ends when it is told to stop, after every runner made its last flush.
 
 mod fence;
+mod following;
 pub mod guard;
 mod hold;
 mod lag;
 mod memory;
+mod orphans;
 mod region_page;
 mod runner;
 mod session;
@@ -17,6 +19,7 @@ mod sink;
 mod source;
 mod standing;
 mod store;
+mod store_config;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -38,6 +41,7 @@ use crate::config::{Config, LogBackupConfig, effective};
 use crate::failure::Failure;
 use crate::front::status::StatusFront;
 use crate::members::Member;
+use crate::process::ProcessName;
 use crate::{storage, time};
 use fence::Fence;
 use runner::Stop;
@@ -102,7 +106,7 @@ pub async fn serve_with(
         let env = memory::environment(&config, store.id, metrics.observer.clone())?;
         let me = introduce(&config, &store.address, admin.addr());
         board.update(|page| page.daemon.clone_from(&me.daemon));
-        let fence = Fence::take(&cluster, store.id, me, board.clone()).await?;
+        let fence = Fence::take(&cluster, store.id, me, board.clone(), metrics.clone()).await?;
         Ok::<_, Failure>((cluster, store, env, fence))
     };
     let (cluster, store, env, fence) = tokio::select! {
@@ -153,6 +157,7 @@ fn introduce(config: &Config, store_address: &str, bound: SocketAddr) -> Member 
         host: host.trim().to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         started_at: time::show(time::local_now()).utc,
+        process: ProcessName::own(),
         tasks: Vec::new(),
     }
 }

@@ -24,7 +24,7 @@ use super::runner::{self, Stop, asked_to_stop};
 use super::sink::RegistrySink;
 use super::source::{Lost, Source};
 use super::standing::Rate;
-use super::{Context, hold};
+use super::{Context, hold, store_config};
 use crate::admin::{HeldBy, TaskState};
 use crate::codes::Code;
 use crate::failure::{Exit, Failure};
@@ -111,6 +111,8 @@ impl Session {
             status.storage = storage::uri_of_task(&task.info);
         });
         accept(task).map_err(End::not_loaded)?;
+        let alone = store_config::refuse_second_observer(context).await;
+        alone.map_err(End::not_loaded)?;
         let registered = registered(context, task).await?;
         // GC is held before anything that may take its time, such as a storage that is away.
         let (stored, global) = durable_start(context, task).await?;

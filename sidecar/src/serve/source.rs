@@ -8,16 +8,16 @@
 use std::pin::pin;
 use std::sync::Arc;
 
-use pitr_cluster::cdc::CdcOptions;
-use pitr_cluster::regions::{RegionTracker, TrackerEvent, TrackerOptions};
+use pitr_cluster::regions::{RegionTracker, TrackerEvent};
 use pitr_format::EncodedRange;
 use pitr_observer::{ObserverHandle, RegionMeta, SendError, SharedFrontier, SourceEvent};
 use pitr_proto::metapb;
-use tokio::sync::oneshot;
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{Duration, Interval, MissedTickBehavior, interval};
 
 use super::Context;
+use super::following::Following;
 use super::region_page::RegionPage;
 use super::standing::Regions;
 use crate::codes::Code;
@@ -35,16 +35,16 @@ pub(super) enum Lost {
     Broken(Failure),
 }
 
-/// Tails the regions that the store leads, until dropped.
+/// Tails the regions that the store leads, and those of stores without a sidecar, until dropped.
 pub(super) struct Source {
-    pump: JoinHandle<()>,
-    lost: oneshot::Receiver<Lost>,
+    following: JoinHandle<()>,
+    lost: mpsc::Receiver<Lost>,
     regions: Regions,
 }
 
 impl Drop for Source {
     fn drop(&mut self) {
-        self.pump.abort();
+        self.following.abort();
     }
 }
 
@@ -57,30 +57,12 @@ impl Source {
         observer: ObserverHandle,
         task: &str,
     ) -> Source {
-        let options = TrackerOptions {
-            cdc: CdcOptions::new(context.env.budget.clone(), context.env.spill.clone()),
-            ..TrackerOptions::new(
-                context.store_id,
-                context.store_addr.clone(),
-                ranges,
-                Arc::new(move |range: &EncodedRange| frontier.min_over(range)),
-            )
-        };
-        let (tell, lost) = oneshot::channel();
+        let (tell, lost) = mpsc::channel(1);
         let regions = Regions::default();
-        let pump = Pump {
-            tracker: RegionTracker::new(context.cluster.pd.clone(), options),
-            observer,
-            page: RegionPage::new(context.clone(), task.to_owned()),
-            regions: regions.clone(),
-        };
-        let pump = tokio::spawn(async move {
-            let why = pump.run().await;
-            // A session that is gone does not care.
-            let _ = tell.send(why);
-        });
+        let known = regions.clone();
+        let following = Following::new(context, ranges, frontier, observer, task, known, tell);
         Source {
-            pump,
+            following: tokio::spawn(following.run()),
             lost,
             regions,
         }
@@ -94,32 +76,31 @@ impl Source {
     /// Waits until the source ends, which it only does when it must. Cancel-safe; to be awaited
     /// to its end at most once.
     pub async fn lost(&mut self) -> Lost {
-        match (&mut self.lost).await {
-            Ok(lost) => lost,
-            Err(_) => Lost::Broken(Failure::new(
-                Code::Internal,
-                "the reader of the change stream broke",
-            )),
-        }
+        let broke = || Failure::new(Code::Internal, "the reader of the change stream broke");
+        let lost = self.lost.recv().await;
+        lost.unwrap_or_else(|| Lost::Broken(broke()))
     }
 }
 
-struct Pump {
-    tracker: RegionTracker,
-    observer: ObserverHandle,
-    page: RegionPage,
-    regions: Regions,
+/// Hands over what one store sends.
+pub(super) struct Pump {
+    pub store: u64,
+    pub tracker: RegionTracker,
+    pub observer: ObserverHandle,
+    pub page: Arc<RegionPage>,
+    pub regions: Regions,
 }
 
 impl Pump {
-    async fn run(mut self) -> Lost {
-        let mut show = interval(SHOW);
-        show.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    /// Runs until it must end.
+    pub async fn run(mut self) -> Lost {
+        let mut tick = interval(SHOW);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let event = tokio::select! {
                 event = self.tracker.next_event() => event,
-                _ = show.tick() => {
-                    self.page.show(&self.tracker);
+                _ = tick.tick() => {
+                    self.show();
                     continue;
                 }
             };
@@ -129,13 +110,20 @@ impl Pump {
                     "the change stream ended",
                 ));
             };
-            let handing = take(&self.observer, &self.regions, event);
-            let handed = meanwhile(handing, &mut show, || self.page.show(&self.tracker)).await;
+            let handing = take(self.store, &self.observer, &self.regions, event);
+            let handed = meanwhile(handing, &mut tick, || self.show()).await;
             if let Err(lost) = handed {
-                self.page.show(&self.tracker);
+                self.show();
                 return lost;
             }
         }
+    }
+
+    fn show(&self) {
+        self.page.show(self.store, &self.tracker);
+        let holds = self.tracker.holds().into_iter();
+        let holds = holds.map(|(sub, holder)| (sub.0, holder));
+        self.regions.held(self.store, holds.collect());
     }
 }
 
@@ -156,6 +144,7 @@ async fn meanwhile<T>(
 }
 
 async fn take(
+    store: u64,
     observer: &ObserverHandle,
     regions: &Regions,
     event: TrackerEvent,
@@ -189,7 +178,7 @@ async fn take(
             checkpoint_ts,
         } => {
             let region = region_meta(&region);
-            regions.started(sub.0, region.id, region.range.clone());
+            regions.started(sub.0, store, region.id, region.range.clone());
             let started = SourceEvent::Started {
                 sub: sub.0,
                 region,
@@ -232,6 +221,8 @@ fn region_meta(region: &metapb::Region) -> RegionMeta {
 
 #[cfg(test)]
 mod tests {
+    use tokio::sync::oneshot;
+
     use super::*;
 
     #[tokio::test]

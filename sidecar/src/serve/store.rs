@@ -13,6 +13,7 @@ use crate::fitness;
 pub async fn resolve(cluster: &Cluster, config: &Config) -> Result<metapb::Store, Failure> {
     let stores = cluster.tikv_stores().await?;
     let store = choose(&stores, config.store_id, config.store_address.as_deref())?;
+    fitness::new_enough(std::slice::from_ref(&store))?;
     if let Err(failure) = fitness::safe_version(&stores) {
         tracing::warn!(reason = failure.one_line(), "tailing all the same");
     }

@@ -27,7 +27,7 @@ fn etcd(cluster: &Cluster) -> Arc<EtcdClient> {
 }
 
 /// Who has the seat by an error that says so.
-fn replaced_by(result: Result<(), SeatError>) -> Bytes {
+fn replaced_by<T: std::fmt::Debug>(result: Result<T, SeatError>) -> Bytes {
     match result {
         Err(SeatError::Taken { by, .. }) => by,
         other => panic!("not replaced: {other:?}"),

@@ -133,7 +133,7 @@ fn a_lock_that_holds_the_checkpoint_makes_the_sidecar_unhealthy_and_is_named() {
     client.lock("demo/held");
     wait_until("health says no", || {
         let page = sidecar.page("/healthz");
-        page.contains("503") && page.contains("held by region") && page.contains("lock")
+        page.contains("503") && page.contains("held by store 1, region") && page.contains("lock")
     });
     let page = status(&cluster, sidecar.address(), &[]).json();
     let held = &page["sidecar"]["page"]["tasks"][0]["held_by"];
@@ -145,7 +145,7 @@ fn a_lock_that_holds_the_checkpoint_makes_the_sidecar_unhealthy_and_is_named() {
     let text = cluster
         .run(&["status", "--sidecar", sidecar.address()])
         .stdout;
-    assert!(text.contains("held by:     region"), "{text}");
+    assert!(text.contains("held by:     store 1, region"), "{text}");
 }
 
 #[test]

@@ -1,14 +1,15 @@
 //! A playground cluster, a client that writes to it, and a sidecar beside it.
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use pitr_cluster::pd::{PdClient, PdOptions, Region};
-use pitr_format::{EncodedKey, Ts};
+use pitr_cluster::stores::StoreChannels;
+use pitr_format::{EncodedKey, EncodedRange, Ts};
 use pitr_playground::{Playground, PlaygroundConfig};
 use pitr_proto::errorpb;
 use pitr_proto::kvrpcpb::{CommitRequest, Context, Mutation, Op, PrewriteRequest};
@@ -118,7 +119,7 @@ pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
 pub struct Client {
     pd: std::sync::Arc<PdClient>,
     runtime: tokio::runtime::Runtime,
-    store: String,
+    stores: std::sync::Arc<StoreChannels>,
 }
 
 impl Client {
@@ -137,9 +138,9 @@ impl Client {
             .block_on(PdClient::connect_with(&cluster.pds(), options))
             .unwrap();
         Client {
+            stores: StoreChannels::new(pd.clone()),
             pd,
             runtime,
-            store: format!("http://{}", cluster.playground.store_addr()),
         }
     }
 
@@ -147,12 +148,18 @@ impl Client {
         self.runtime.block_on(self.pd.tso()).unwrap()
     }
 
-    /// Locks a key for an hour and never lets it go, as a client that died.
-    pub fn lock(&self, key: &str) {
+    /// Locks a key for an hour and never lets it go, as a client that hangs.
+    pub fn lock(&self, key: &str) -> Ts {
+        self.lock_for(key, Duration::from_secs(3600))
+    }
+
+    /// Locks a key for some time and never lets it go, as a client that died; its start ts.
+    pub fn lock_for(&self, key: &str, ttl: Duration) -> Ts {
         self.runtime.block_on(async {
-            let mut stub = TikvClient::connect(self.store.clone()).await.unwrap();
             let encoded = EncodedKey::encode(key.as_bytes());
-            let region = self.pd.region_of(encoded.as_bytes()).await.unwrap();
+            let region = self.region(encoded.as_bytes()).await;
+            let mut stub = self.stub(&region).await;
+            let start = self.pd.tso().await.unwrap();
             let key = Bytes::copy_from_slice(key.as_bytes());
             let prewrite = PrewriteRequest {
                 context: Some(context(&region)),
@@ -163,23 +170,35 @@ impl Client {
                     ..Mutation::default()
                 }],
                 primary_lock: key,
-                start_version: self.pd.tso().await.unwrap().get(),
-                lock_ttl: 3_600_000,
+                start_version: start.get(),
+                lock_ttl: ttl.as_millis() as u64,
                 ..PrewriteRequest::default()
             };
             let answer = stub.kv_prewrite(prewrite).await.unwrap().into_inner();
             assert_eq!((answer.region_error, answer.errors.len()), (None, 0));
-        });
+            start
+        })
     }
 
     /// Puts (`Some`) or deletes (`None`) keys, each in a transaction of its own.
     pub fn write(&self, pairs: &[(String, Option<Vec<u8>>)]) {
         self.runtime.block_on(async {
-            let mut stub = TikvClient::connect(self.store.clone()).await.unwrap();
             for (key, value) in pairs {
-                self.one(&mut stub, key, value.as_deref()).await;
+                self.one(key, value.as_deref()).await;
             }
         });
+    }
+
+    /// Ids of all regions, by key.
+    pub fn regions(&self) -> Vec<u64> {
+        let all = async { self.pd.regions_in(&EncodedRange::ALL).await };
+        let (regions, _) = self.runtime.block_on(all).unwrap();
+        regions.iter().map(|region| region.meta.id).collect()
+    }
+
+    /// The store that leads a region.
+    async fn stub(&self, region: &Region) -> TikvClient<Channel> {
+        TikvClient::new(self.stores.of(region.leader_store()).await.unwrap())
     }
 
     /// The region of a key; a PD that has just started knows no leader of it for a while.
@@ -194,7 +213,7 @@ impl Client {
         }
     }
 
-    async fn one(&self, stub: &mut TikvClient<Channel>, key: &str, value: Option<&[u8]>) {
+    async fn one(&self, key: &str, value: Option<&[u8]>) {
         let encoded = EncodedKey::encode(key.as_bytes());
         let key = Bytes::copy_from_slice(key.as_bytes());
         let start = self.pd.tso().await.unwrap();
@@ -213,7 +232,9 @@ impl Client {
         };
         let retries = Retries::default();
         loop {
-            prewrite.context = Some(context(&self.region(encoded.as_bytes()).await));
+            let region = self.region(encoded.as_bytes()).await;
+            prewrite.context = Some(context(&region));
+            let mut stub = self.stub(&region).await;
             let answer = stub.kv_prewrite(prewrite.clone()).await.unwrap();
             let answer = answer.into_inner();
             assert_eq!(answer.errors.len(), 0, "{:?}", answer.errors);
@@ -229,7 +250,9 @@ impl Client {
             ..CommitRequest::default()
         };
         loop {
-            commit.context = Some(context(&self.region(encoded.as_bytes()).await));
+            let region = self.region(encoded.as_bytes()).await;
+            commit.context = Some(context(&region));
+            let mut stub = self.stub(&region).await;
             let answer = stub.kv_commit(commit.clone()).await.unwrap().into_inner();
             assert_eq!(answer.error, None);
             if answer.region_error.is_none() {
@@ -316,7 +339,24 @@ impl Sidecar {
         Self::spawn(cluster, "", &[], "trace", "1s")
     }
 
+    /// The sidecar of another store than the first one.
+    pub fn start_at(cluster: &Cluster, store: SocketAddr) -> Self {
+        Self::spawn_at(cluster, store, "", &[], "info", "1s")
+    }
+
     fn spawn(cluster: &Cluster, lines: &str, args: &[&str], level: &str, every: &str) -> Self {
+        let store = cluster.playground.store_addr();
+        Self::spawn_at(cluster, store, lines, args, level, every)
+    }
+
+    fn spawn_at(
+        cluster: &Cluster,
+        store: SocketAddr,
+        lines: &str,
+        args: &[&str],
+        level: &str,
+        every: &str,
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let free = TcpListener::bind("127.0.0.1:0")
             .unwrap()
@@ -324,10 +364,9 @@ impl Sidecar {
             .unwrap();
         let config = dir.path().join("sidecar.toml");
         let text = format!(
-            "pd-endpoints = {:?}\nstore-address = \"{}\"\nstatus-addr = \"{free}\"\n\
+            "pd-endpoints = {:?}\nstore-address = \"{store}\"\nstatus-addr = \"{free}\"\n\
              {lines}\n[log-backup]\nmax-flush-interval = \"{every}\"\n",
             cluster.pds(),
-            cluster.playground.store_addr(),
         );
         std::fs::write(&config, text).unwrap();
         Sidecar {
@@ -361,6 +400,11 @@ impl Sidecar {
             let _ = stream.read_to_string(&mut answer);
         }
         answer
+    }
+
+    /// What it has logged so far.
+    pub fn said(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join(LOG)).unwrap()
     }
 
     /// Waits until the status page contains the text.

@@ -108,7 +108,8 @@ fn header(cluster: &Cluster) -> Option<RequestHeader> {
     })
 }
 
-fn split(cluster: &Cluster, at: &[&str]) {
+/// Splits regions in front of keys.
+pub fn split(cluster: &Cluster, at: &[&str]) {
     let encoded = |key: &&str| EncodedKey::encode(key.as_bytes()).into_bytes();
     let request = SplitRegionsRequest {
         header: header(cluster),
