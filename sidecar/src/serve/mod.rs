@@ -57,6 +57,8 @@ pub(crate) struct Context {
     pub store_id: u64,
     /// Where it listens.
     pub store_addr: String,
+    /// Where its own status is, if what PD says is a front.
+    pub store_status_addr: Option<String>,
     /// Says whether it is still ours.
     pub fence: Arc<Fence>,
     /// Opens the storage that a task names.
@@ -130,6 +132,7 @@ pub async fn serve_with(
             cluster,
             store_id: store.id,
             store_addr: store.address,
+            store_status_addr: config.store_status_addr,
             fence: fence.clone(),
             open_storage,
             config: config.log_backup,

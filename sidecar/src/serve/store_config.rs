@@ -17,10 +17,9 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// Refuses a store whose TiKV writes the same log. A store that does not tell is taken: its status
 /// port may be closed to us.
 pub(super) async fn refuse_second_observer(context: &Context) -> Result<(), Failure> {
-    let stores = context.cluster.tikv_stores().await?;
-    let store = stores.iter().find(|store| store.id == context.store_id);
-    let Some(address) = store.map(|store| &store.status_address[..]) else {
-        return Ok(());
+    let address = match &context.store_status_addr {
+        Some(address) => address.clone(),
+        None => status_address(context).await?,
     };
     let address = address.trim_start_matches("http://");
     if address.is_empty() {
@@ -49,6 +48,15 @@ pub(super) async fn refuse_second_observer(context: &Context) -> Result<(), Fail
         return Err(Failure::new(Code::TwoObservers, what).at(format!("http://{address}/config")));
     }
     Ok(())
+}
+
+/// Where PD says that the store's status is; empty if it says nothing.
+async fn status_address(context: &Context) -> Result<String, Failure> {
+    let stores = context.cluster.tikv_stores().await?;
+    let store = stores
+        .into_iter()
+        .find(|store| store.id == context.store_id);
+    Ok(store.map(|store| store.status_address).unwrap_or_default())
 }
 
 /// Whether an HTTP answer is a configuration with its own log backup switched on.

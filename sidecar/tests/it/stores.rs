@@ -1,6 +1,8 @@
 //! Several stores and what can hold a checkpoint: locks of clients that died or hang, stores whose
 //! sidecars are gone, keys that a change stream loses.
 
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -173,6 +175,32 @@ fn leaders_that_move_twice_a_second_do_not_stop_the_checkpoint() {
     );
     sidecar.stop();
     assert_restores(&cluster, &archive, &Cluster::start());
+}
+
+/// Answers every request with a page, for as long as the process lives.
+fn always_answering(page: &'static str) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let _ = stream.read(&mut [0; 1024]);
+            let _ = write!(stream, "HTTP/1.0 200 OK\r\n\r\n{page}");
+        }
+    });
+    address
+}
+
+#[test]
+fn a_store_whose_tikv_backs_up_by_itself_is_not_tailed() {
+    let (cluster, archive) = (Cluster::start(), Storage::new());
+    cluster.log_start(&archive.url()).json();
+    let tikv = always_answering(r#"{"log-backup":{"enable":true}}"#);
+    let sidecar = Sidecar::start_with(&cluster, &format!("store-status-addr = \"{tikv}\""));
+    wait_until("the task fails", || page(&sidecar)["state"] == "failing");
+    let reason = page(&sidecar)["reason"].to_string();
+    assert!(reason.contains("log-backup.enable"), "{reason}");
+    assert!(page(&sidecar)["tracking"].is_null());
+    sidecar.stop();
 }
 
 #[test]
