@@ -19,7 +19,7 @@ use crate::outage::OutageError;
 use crate::pd::clock::system_clock;
 use crate::realpd::RealPd;
 use crate::server::{ServerParts, StoreAddress, StoreListeners, StoreServer};
-use crate::store::{RegionIds, Store, StoreOptions};
+use crate::store::{OpenError, RegionIds, Store, StoreOptions};
 
 /// Version that the stores report unless told otherwise.
 pub const STORE_VERSION: &str = "8.5.6";
@@ -71,14 +71,11 @@ impl Parts {
                 status: *status,
             };
             let meta = store_meta(config, at, address);
-            if let Coordinator::Real(real) = &*pd {
-                real.join(store, meta.clone())?;
-                store.observe(real.observer());
-            }
             // Reads of the last run were below this; no commit may land among them.
             store.raise_max_ts(pd.timestamp()?);
             servers.push(StoreServer::new(ServerParts {
                 pd: pd.clone(),
+                member: pd.member(store),
                 clock: clock.clone(),
                 store: store.clone(),
                 meta,
@@ -88,6 +85,9 @@ impl Parts {
                 uploads: uploads.clone(),
                 failed: failed.clone(),
             })?);
+        }
+        if let Coordinator::Real(real) = &*pd {
+            real.join(servers.iter().map(|server| server.meta()).collect())?;
         }
         let first = servers.first().cloned().ok_or(StartError::Stores(0))?;
         let parts = Parts {
@@ -172,9 +172,16 @@ fn open_pd(
 ) -> Result<(Coordinator, StoreOptions), StartError> {
     let dir = &config.data_dir;
     let Some(addr) = addresses.pd else {
-        let real = RealPd::connect(&config.real_pd, dir, runtime)?;
+        let real = RealPd::connect(&config.real_pd, dir, config.stores, runtime)?;
+        let store_ids = real.identity().store_ids();
+        if store_ids.len() != config.stores {
+            return Err(StartError::Store(OpenError::Stores {
+                found: store_ids.len(),
+                wanted: config.stores,
+            }));
+        }
         let options = StoreOptions {
-            store_ids: vec![real.identity().store_id()],
+            store_ids,
             first_region: real.identity().first_region(),
             ids: real.clone(),
         };

@@ -25,7 +25,7 @@ use crate::pd::service::PdService;
 use crate::pd::state::{StateError, StateFile};
 use crate::pd::topology::{Placed, Topology};
 use crate::pd::tso::TimestampOracle;
-use crate::realpd::{RealPd, RealPdError};
+use crate::realpd::{Member, RealPd, RealPdError};
 use crate::server::StoreServer;
 use crate::store::{IdAllocator, RegionIds, SplitError, Store};
 
@@ -94,7 +94,15 @@ impl Coordinator {
         }
     }
 
-    /// Serves the own PD, or tells the real one of the store; the first error ends it.
+    /// The place of a store at a real PD.
+    pub(crate) fn member(&self, store: &Arc<Store>) -> Option<Member> {
+        match self {
+            Coordinator::Own(_) => None,
+            Coordinator::Real(real) => Some(real.member(store)),
+        }
+    }
+
+    /// Serves the own PD; the first error ends it.
     pub(crate) async fn serve(
         &self,
         listener: Option<TcpListener>,
@@ -109,12 +117,8 @@ impl Coordinator {
                 }
             }
             (Coordinator::Own(_), None) => Err("PD: no address to listen on".to_owned()),
-            (Coordinator::Real(real), _) => {
-                if let Some(server) = servers.first() {
-                    real.run(server.store().clone()).await;
-                }
-                Ok(())
-            }
+            // The servers of the stores tell it everything.
+            (Coordinator::Real(_), _) => std::future::pending().await,
         }
     }
 }

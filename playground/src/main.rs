@@ -19,14 +19,14 @@ struct Arguments {
     /// Where everything is kept; created if missing.
     #[arg(long)]
     data_dir: PathBuf,
-    /// URLs of a real PD, separated by commas: the store registers there, and the playground's own PD
+    /// URLs of a real PD, separated by commas: the stores register there, and the playground's own PD
     /// and etcd are off.
     #[arg(long, value_name = "URL", value_delimiter = ',', conflicts_with_all = ["pd_addr", "cluster_id"])]
     pd: Vec<String>,
     /// Address of the playground's own PD and etcd; port 0 takes a free one.
     #[arg(long, default_value = "127.0.0.1:2379")]
     pd_addr: SocketAddr,
-    /// Number of stores, each with its own database and address; with --pd only 1.
+    /// Number of stores, each with its own database and address.
     #[arg(long, default_value_t = 1, value_name = "N")]
     stores: usize,
     /// Address of the store, further ones on the ports above; port 0 takes free ones.

@@ -39,12 +39,12 @@ pub const MIN_RESOLVED_TS_INTERVAL: Duration = Duration::from_millis(50);
 pub struct PlaygroundConfig {
     /// Everything that is kept.
     pub data_dir: PathBuf,
-    /// URLs of a real PD that the store registers at; with none, the default, the playground's own
+    /// URLs of a real PD that the stores register at; with none, the default, the playground's own
     /// PD and etcd are served.
     pub real_pd: Vec<String>,
     /// Where the own PD and etcd listen; port 0 takes a free one.
     pub pd_addr: SocketAddr,
-    /// Number of stores, 1 to 100; with a real PD it has to be 1.
+    /// Number of stores, 1 to 100.
     pub stores: usize,
     /// Where the first store listens, the others on the ports above; port 0 takes free ones.
     pub store_addr: SocketAddr,
@@ -123,8 +123,8 @@ pub enum StartError {
         /// What the system says.
         source: std::io::Error,
     },
-    /// Too many stores, or none, or several at a real PD.
-    #[error("{0} stores: 1 to {MAX_STORES} are possible, with a real PD only 1")]
+    /// Too many stores, or none.
+    #[error("{0} stores: 1 to {MAX_STORES} are possible")]
     Stores(usize),
     /// More advertised addresses than stores.
     #[error("{0} advertised addresses for {1} stores: give one for each store, in their order")]
@@ -221,8 +221,7 @@ fn check(config: &PlaygroundConfig) -> Result<(), StartError> {
     if config.resolved_ts_interval < MIN_RESOLVED_TS_INTERVAL {
         return Err(StartError::Interval(config.resolved_ts_interval));
     }
-    let several_at_real = !config.real_pd.is_empty() && config.stores > 1;
-    if !(1..=MAX_STORES).contains(&config.stores) || several_at_real {
+    if !(1..=MAX_STORES).contains(&config.stores) {
         return Err(StartError::Stores(config.stores));
     }
     for names in [&config.advertise_status_addrs, &config.advertise_peer_addrs] {

@@ -10,6 +10,7 @@ use pitr_restore_worker::engine::EngineError;
 
 use crate::assembly::Parts;
 use crate::node::StartError;
+use crate::realpd::RealPdError;
 
 /// Why a store does not leave or come back.
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +27,9 @@ pub enum OutageError {
     /// It cannot catch up.
     #[error("the store cannot catch up: {0}")]
     Engine(#[from] EngineError),
+    /// The real PD does not learn of it.
+    #[error("the store cannot come back: {0}")]
+    RealPd(#[from] RealPdError),
     /// It cannot serve.
     #[error(transparent)]
     Start(#[from] StartError),
@@ -38,6 +42,7 @@ impl OutageError {
             OutageError::Unknown(_) => Class::Permanent,
             OutageError::Down(_) | OutageError::Running(_) => Class::Refresh,
             OutageError::Engine(error) => error.class(),
+            OutageError::RealPd(error) => error.class(),
             OutageError::Start(error) => error.class(),
         }
     }
@@ -78,9 +83,11 @@ impl Parts {
             return Err(OutageError::Running(store_id));
         }
         let listeners = Parts::listen_again(server.address())?;
+        server.prepare()?;
+        // As TiKV, it does not come back without PD.
+        server.announce()?;
         let missed = server.store().rejoin()?;
         tracing::info!(store = store_id, missed, "a store is back");
-        server.prepare()?;
         server.start(listeners)?;
         server.store().elect();
         Ok(())

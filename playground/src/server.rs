@@ -30,6 +30,7 @@ use crate::import_host::{StoreImport, Uploads};
 use crate::metrics::StoreMetrics;
 use crate::node::StartError;
 use crate::pd::clock::Clock;
+use crate::realpd::{Heartbeats, Member, RealPdError};
 use crate::status;
 use crate::store::Store;
 use crate::store::service::TikvService;
@@ -60,6 +61,8 @@ pub struct StoreAddress {
 /// What a store needs besides its data.
 pub(crate) struct ServerParts {
     pub(crate) pd: Arc<Coordinator>,
+    /// Its place at a real PD.
+    pub(crate) member: Option<Member>,
     pub(crate) clock: Clock,
     pub(crate) store: Arc<Store>,
     pub(crate) meta: metapb::Store,
@@ -90,6 +93,7 @@ pub(crate) struct StoreServer {
 struct Running {
     stop: oneshot::Sender<()>,
     thread: JoinHandle<()>,
+    _heartbeats: Option<Heartbeats>,
 }
 
 impl StoreServer {
@@ -100,13 +104,14 @@ impl StoreServer {
             action: "register metrics".to_owned(),
             source: std::io::Error::other(e),
         })?;
+        let now = (parts.clock)();
         Ok(Arc::new(StoreServer {
             parts,
             hub,
             running: Mutex::new(None),
             import: Mutex::new(None),
             metrics,
-            started_ms: AtomicU64::new(0),
+            started_ms: AtomicU64::new(now),
             left_ms: AtomicU64::new(0),
         }))
     }
@@ -138,6 +143,14 @@ impl StoreServer {
     /// The page `/metrics`.
     pub(crate) fn metrics(&self) -> prometheus::Result<Vec<u8>> {
         self.metrics.text(&self.parts.store, &self.hub)
+    }
+
+    /// Tells a real PD that the store comes back. Blocks.
+    pub(crate) fn announce(&self) -> Result<(), RealPdError> {
+        match &self.parts.member {
+            Some(member) => member.announce(self.meta()),
+            None => Ok(()),
+        }
     }
 
     /// Opens the directory of uploads. No store may serve before all are prepared.
@@ -179,7 +192,11 @@ impl StoreServer {
             .name("playground-store-main".to_owned())
             .spawn(move || me.run(runtime, listeners, stopped))
             .map_err(system("start a thread"))?;
-        *self.running.lock() = Some(Running { stop, thread });
+        *self.running.lock() = Some(Running {
+            stop,
+            thread,
+            _heartbeats: self.parts.member.as_ref().map(Member::beat),
+        });
         self.left_ms.store(0, Ordering::Release);
         Ok(())
     }
@@ -187,7 +204,7 @@ impl StoreServer {
     /// Cuts every connection; afterwards nothing answers at its addresses. Blocks until that is done.
     pub(crate) fn end(&self) {
         let running = self.running.lock().take();
-        if let Some(Running { stop, thread }) = running {
+        if let Some(Running { stop, thread, .. }) = running {
             self.left_ms
                 .store((self.parts.clock)().max(1), Ordering::Release);
             drop(stop);

@@ -7,6 +7,7 @@ use std::future::Future;
 use std::sync::mpsc;
 
 use tokio::runtime::Handle;
+use tokio::task::AbortHandle;
 
 use super::error::RealPdError;
 
@@ -16,6 +17,11 @@ pub(super) struct Bridge(Handle);
 impl Bridge {
     pub(super) fn new(runtime: Handle) -> Self {
         Bridge(runtime)
+    }
+
+    /// Runs until it is aborted.
+    pub(super) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) -> AbortHandle {
+        self.0.spawn(work).abort_handle()
     }
 
     /// Waits for the outcome; fails if the runtime ends before.

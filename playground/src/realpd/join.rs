@@ -1,5 +1,5 @@
-//! Joining: an empty cluster is bootstrapped with the store and its first region, a cluster that
-//! this very store has bootstrapped before is told its addresses again, any other is refused.
+//! Joining: an empty cluster is bootstrapped with the first store and the first region, a cluster that
+//! these very stores have bootstrapped before is told their addresses again, any other is refused.
 
 use pitr_cluster::pd::{PdClient, PdError};
 use pitr_proto::metapb;
@@ -7,28 +7,33 @@ use pitr_proto::metapb;
 use super::calls;
 use super::error::RealPdError;
 
-/// `region` is the first one of the store.
+/// `region` is the first one, with the peer on the first of the stores only: PD bootstraps no other.
+/// The peers on the others come with the first heartbeats, as if they had been added one by one.
 pub(super) async fn join(
     client: &PdClient,
-    store: metapb::Store,
+    stores: Vec<metapb::Store>,
     region: metapb::Region,
 ) -> Result<(), RealPdError> {
-    if !calls::is_bootstrapped(client).await? {
-        match calls::bootstrap(client, store.clone(), region).await {
+    if let Some(first) = stores.first()
+        && !calls::is_bootstrapped(client).await?
+    {
+        match calls::bootstrap(client, first.clone(), region).await {
             // Our own attempt, whose answer was lost, or another store: the next check tells.
             Ok(()) | Err(PdError::Rejected { .. }) => {}
             Err(error) => return Err(error.into()),
         }
     }
-    let stores = client.stores().await?;
-    if let [only] = &stores[..]
-        && only.id == store.id
-    {
-        return Ok(calls::put_store(client, store).await?);
+    let known = client.stores().await?;
+    let ours = |id: u64| stores.iter().any(|store| store.id == id);
+    if known.iter().any(|store| !ours(store.id)) {
+        let addresses: Vec<_> = known.into_iter().map(|s| s.address).collect();
+        return Err(RealPdError::Occupied {
+            cluster_id: client.cluster_id(),
+            addresses: addresses.join(", "),
+        });
     }
-    let addresses: Vec<_> = stores.into_iter().map(|s| s.address).collect();
-    Err(RealPdError::Occupied {
-        cluster_id: client.cluster_id(),
-        addresses: addresses.join(", "),
-    })
+    for store in stores {
+        calls::put_store(client, store).await?;
+    }
+    Ok(())
 }

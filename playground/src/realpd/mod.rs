@@ -1,21 +1,24 @@
-//! The store of the playground at a real PD, as a TiKV store registers there.
+//! The stores of the playground at a real PD, as TiKV stores register there.
 //!
 //! The playground's own PD and etcd are off: cluster id, ids of new regions and timestamps come from
-//! PD, and PD learns of the store and its regions by heartbeats. The store is all of a cluster: a PD
+//! PD, and PD learns of the stores and their regions by heartbeats. The stores are all of a cluster: a PD
 //! that another store has bootstrapped is refused. Nothing here ends the playground: while PD is
-//! away or elects a leader, the store goes on serving, and everything is told again afterwards.
-//! Made and run by the process assembly.
+//! away or elects a leader, the stores go on serving, and everything is told again afterwards.
+//! Made by the process assembly; each store's server runs the heartbeats while it serves.
 
 mod bridge;
 mod calls;
 mod error;
 mod identity;
 mod join;
+mod operators;
 mod regions;
+mod replicas;
 mod report;
 mod stores;
 
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,12 +26,13 @@ use pitr_cluster::pd::PdClient;
 use pitr_format::Ts;
 use pitr_proto::metapb;
 use tokio::runtime::Handle;
+use tokio::task::AbortHandle;
 
-use crate::store::{IdAllocator, RegionIds, Store};
+use crate::store::{IdAllocator, RegionIds, Store, first_region};
 use bridge::Bridge;
 pub use error::RealPdError;
 pub(crate) use identity::Identity;
-use report::Report;
+use report::{Report, Term};
 
 /// How long a split waits for its ids.
 const IDS_LIMIT: Duration = Duration::from_secs(5);
@@ -39,35 +43,58 @@ pub(crate) struct RealPd {
     bridge: Bridge,
     identity: Identity,
     addr: SocketAddr,
+    term: Arc<Term>,
+}
+
+/// A store at PD.
+pub(crate) struct Member {
+    pd: Arc<RealPd>,
+    store: Arc<Store>,
     report: Arc<Report>,
 }
 
+/// The heartbeats of a store; they end when it is dropped.
+pub(crate) struct Heartbeats(AbortHandle);
+
+impl Drop for Heartbeats {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
 impl RealPd {
-    /// Connects and takes the ids of the store, its first region and that region's peer, those of
+    /// Connects and takes the ids of the stores, the first region and that region's peers, those of
     /// `dir` if it was used before. Blocks.
     pub(crate) fn connect(
         urls: &[String],
-        dir: &std::path::Path,
+        dir: &Path,
+        stores: usize,
         runtime: Handle,
     ) -> Result<Arc<Self>, RealPdError> {
         let bridge = Bridge::new(runtime);
         let addr = resolve(urls)?;
-        let given = urls.to_vec();
-        let (client, free) = bridge.wait(async move {
+        let (given, dir) = (urls.to_vec(), dir.to_path_buf());
+        let (client, identity, now) = bridge.wait(async move {
             let client = PdClient::connect(&given).await?;
-            let mut free = [0; 3];
-            for id in &mut free {
-                *id = calls::alloc_id(&client).await?;
-            }
-            Ok::<_, RealPdError>((client, free))
+            let identity = match Identity::find(&dir, client.cluster_id())? {
+                Some(found) => found,
+                None => {
+                    let mut fresh = Vec::new();
+                    for _ in 0..Identity::ids_for(stores) {
+                        fresh.push(calls::alloc_id(&client).await?);
+                    }
+                    Identity::create(&dir, client.cluster_id(), &fresh)?
+                }
+            };
+            let now = client.tso().await?;
+            Ok::<_, RealPdError>((client, identity, now))
         })??;
-        let identity = Identity::open(dir, client.cluster_id(), free)?;
         Ok(Arc::new(RealPd {
             client,
             bridge,
             identity,
             addr,
-            report: Arc::default(),
+            term: Term::from(now.physical_ms()),
         }))
     }
 
@@ -75,12 +102,31 @@ impl RealPd {
         &self.identity
     }
 
-    /// Makes the store known: bootstraps an empty cluster, tells the store's addresses. Blocks.
-    pub(crate) fn join(&self, store: &Store, meta: metapb::Store) -> Result<(), RealPdError> {
-        let first = store.regions().find(b"").map(|r| metapb::Region::clone(r));
+    /// Makes the stores known: bootstraps an empty cluster, tells the addresses of every store, makes PD
+    /// content with their number. Blocks.
+    pub(crate) fn join(&self, stores: Vec<metapb::Store>) -> Result<(), RealPdError> {
+        let first = stores.first().map(|store| store.id);
+        let region = first_region(&self.identity.first_region(), first.as_slice());
         let client = self.client.clone();
-        self.bridge
-            .wait(async move { join::join(&client, meta, first.unwrap_or_default()).await })?
+        self.bridge.wait(async move {
+            let replicas = stores.len();
+            join::join(&client, stores, region).await?;
+            if let Err(error) = replicas::set(&client.urls(), replicas).await {
+                tracing::warn!(error, replicas, "PD keeps its own number of replicas");
+            }
+            Ok(())
+        })?
+    }
+
+    /// A store of the cluster.
+    pub(crate) fn member(self: &Arc<Self>, store: &Arc<Store>) -> Member {
+        let report = Report::new(store.store_id(), self.term.clone());
+        store.observe(report.clone());
+        Member {
+            pd: self.clone(),
+            store: store.clone(),
+            report,
+        }
     }
 
     pub(crate) fn cluster_id(&self) -> u64 {
@@ -97,19 +143,30 @@ impl RealPd {
         let client = self.client.clone();
         Ok(self.bridge.wait(async move { client.tso().await })??)
     }
+}
 
-    /// Who notes what the heartbeats have to tell; to be registered at the store.
-    pub(crate) fn observer(&self) -> Arc<Report> {
-        self.report.clone()
+impl Member {
+    /// Tells PD of a store that comes back. Blocks; fails after some seconds without PD.
+    pub(crate) fn announce(&self, meta: metapb::Store) -> Result<(), RealPdError> {
+        let client = self.pd.client.clone();
+        let told = self
+            .pd
+            .bridge
+            .wait(async move { calls::put_store(&client, meta).await });
+        Ok(told??)
     }
 
-    /// Heartbeats for ever.
-    pub(crate) async fn run(&self, store: Arc<Store>) {
-        tokio::join!(
-            stores::run(self.client.clone(), store.clone(), self.report.clone()),
-            regions::run(self.client.clone(), store, self.report.clone()),
-            regions::report_splits(self.client.clone(), self.report.clone()),
-        );
+    /// Begins the heartbeats of the store and of the regions that it leads.
+    pub(crate) fn beat(&self) -> Heartbeats {
+        let client = self.pd.client.clone();
+        let (store, report) = (self.store.clone(), self.report.clone());
+        Heartbeats(self.pd.bridge.spawn(async move {
+            tokio::join!(
+                stores::run(client.clone(), store.clone(), report.clone()),
+                regions::run(client.clone(), store.clone(), report.clone()),
+                regions::report_splits(client, store, report),
+            );
+        }))
     }
 }
 

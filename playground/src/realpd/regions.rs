@@ -1,17 +1,15 @@
-//! The heartbeats of the regions: one stream to PD's leader, opened again whenever it breaks.
+//! The heartbeats of the regions that one store leads: one stream per store to PD's leader, opened again
+//! whenever it breaks. PD sends the operators of a region on the stream of its leader's store.
 //!
-//! A new leader knows the regions from its disk, without their leaders, so each new stream begins
+//! A new leader of PD knows the regions from its disk, without their leaders, so each new stream begins
 //! with every region; after that those that changed are told at once and all of them every few
-//! seconds, which also shows a stream that ended silently. PD answers with operators: a split at
-//! given keys is done; the rest (transfer of a leader, change of peers, merge) makes no sense for
-//! one store with one peer per region and is left, so that PD cancels it by its own time limit.
+//! seconds, which also shows a stream that ended silently.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use pitr_cluster::pd::PdClient;
-use pitr_format::key::data_key;
-use pitr_proto::kvrpcpb::Context;
 use pitr_proto::metapb::Region;
 use pitr_proto::pdpb::{self, pd_client::PdClient as Stub};
 use pitr_restore_worker::engine::EngineCf;
@@ -20,9 +18,10 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::calls;
+use super::operators::obey;
 use super::report::Report;
 use super::stores::now;
-use crate::store::Store;
+use crate::store::{Store, data_range};
 
 /// How often all regions are told. TiKV's default is 60 s.
 const EVERY: Duration = Duration::from_secs(10);
@@ -30,10 +29,6 @@ const EVERY: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(300);
 /// Heartbeats on their way.
 const IN_FLIGHT: usize = 64;
-/// TiKV's first elected term. It never changes here, and PD compares it within one region only.
-const TERM: u64 = 6;
-/// First byte behind all data keys.
-const DATA_END: &[u8] = b"{";
 
 /// Keeps a stream open for ever.
 pub(super) async fn run(client: Arc<PdClient>, store: Arc<Store>, report: Arc<Report>) {
@@ -55,11 +50,15 @@ pub(super) async fn run(client: Arc<PdClient>, store: Arc<Store>, report: Arc<Re
     }
 }
 
-/// Tells PD of splits, for ever. The heartbeats say the same; PD's own statistics need this.
-pub(super) async fn report_splits(client: Arc<PdClient>, report: Arc<Report>) {
+/// Tells PD of the splits of regions that the store leads, for ever. The heartbeats say the same; PD's own
+/// statistics need this.
+pub(super) async fn report_splits(client: Arc<PdClient>, store: Arc<Store>, report: Arc<Report>) {
     loop {
         report.split_happened.notified().await;
         for parts in report.take_splits() {
+            if parts.last().is_none_or(|old| store.leads(old.id).is_err()) {
+                continue;
+            }
             if let Err(error) = calls::report_split(&client, parts).await {
                 tracing::warn!(%error, "PD has not taken the report of a split");
             }
@@ -102,8 +101,13 @@ impl Heartbeats {
         loop {
             match answers.message().await {
                 Ok(Some(answer)) => {
-                    if let Some(reason) = self.obey(answer).await {
-                        return reason;
+                    match failure(&answer) {
+                        Some(reason) if reason.contains("not leader") => return reason,
+                        // PD goes on with the next heartbeat after an error of one region.
+                        Some(error) => {
+                            tracing::info!(region = answer.region_id, error, "PD on a region");
+                        }
+                        None => obey(&self.store, answer).await,
                     }
                 }
                 Ok(None) => return "PD ended the stream".to_owned(),
@@ -117,16 +121,18 @@ impl Heartbeats {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut before = now();
         loop {
-            let regions: Vec<Region> = tokio::select! {
+            let regions: BTreeSet<u64> = tokio::select! {
                 _ = ticks.tick() => {
                     self.report.take_changed();
-                    self.store.regions().iter().map(|r| Region::clone(r)).collect()
+                    self.store.regions().iter().map(|region| region.id).collect()
                 }
                 () = self.report.region_changed.notified() => self.report.take_changed(),
             };
             let until = now();
-            for region in regions {
-                let heartbeat = self.heartbeat(region, before, until);
+            for region_id in regions {
+                let Some(heartbeat) = self.heartbeat(region_id, before, until) else {
+                    continue;
+                };
                 if requests.send(heartbeat).await.is_err() {
                     return "the stream takes no more heartbeats".to_owned();
                 }
@@ -135,11 +141,23 @@ impl Heartbeats {
         }
     }
 
-    fn heartbeat(&self, region: Region, before: u64, until: u64) -> pdpb::RegionHeartbeatRequest {
-        let written = self.report.take_written(region.id);
-        pdpb::RegionHeartbeatRequest {
+    /// Of a region that the store leads.
+    fn heartbeat(
+        &self,
+        region_id: u64,
+        before: u64,
+        until: u64,
+    ) -> Option<pdpb::RegionHeartbeatRequest> {
+        // Before the leader is looked at: an old leader never comes with a new term.
+        let term = self.report.term.get();
+        let regions = self.store.regions();
+        let leader = regions.leader(region_id);
+        let leader = *leader.filter(|peer| peer.store_id == self.store.store_id())?;
+        let region = Region::clone(regions.get(region_id)?);
+        let written = self.report.take_written(region_id);
+        Some(pdpb::RegionHeartbeatRequest {
             header: self.client.header(),
-            leader: region.peers.first().cloned(),
+            leader: Some(leader),
             bytes_written: written.bytes,
             keys_written: written.keys,
             approximate_size: self.approximate_size(&region),
@@ -148,19 +166,15 @@ impl Heartbeats {
                 end_timestamp: until,
             }),
             approximate_keys: 0,
-            term: TERM,
+            term,
             region: Some(region),
-        }
+        })
     }
 
     /// Bytes on disk; 0, which PD takes as unknown, when the engine does not say.
     fn approximate_size(&self, region: &Region) -> u64 {
         let engine = self.store.engine();
-        let start = data_key(&region.start_key);
-        let end = match &region.end_key[..] {
-            [] => DATA_END.to_vec(),
-            end => data_key(end),
-        };
+        let (start, end) = data_range(region);
         [EngineCf::Default, EngineCf::Write]
             .into_iter()
             .filter_map(|cf| engine.cf(cf).ok())
@@ -170,42 +184,10 @@ impl Heartbeats {
             })
             .sum()
     }
+}
 
-    /// Does what PD asks for; why the stream cannot go on, if so.
-    async fn obey(&self, answer: pdpb::RegionHeartbeatResponse) -> Option<String> {
-        let error = answer.header.and_then(|header| header.error);
-        if let Some(error) = error.filter(|e| e.r#type != pdpb::ErrorType::Ok as i32) {
-            // PD goes on with the next heartbeat after an error of one region.
-            tracing::info!(
-                region = answer.region_id,
-                error = error.message,
-                "PD on a region"
-            );
-            return error
-                .message
-                .contains("not leader")
-                .then_some(error.message);
-        }
-        let Some(split) = answer.split_region else {
-            tracing::debug!(region = answer.region_id, "an operator of PD is left alone");
-            return None;
-        };
-        if split.policy != pdpb::CheckPolicy::Usekey as i32 || split.keys.is_empty() {
-            return None;
-        }
-        let context = Context {
-            region_id: answer.region_id,
-            region_epoch: answer.region_epoch,
-            peer: answer.target_peer,
-            ..Default::default()
-        };
-        let store = self.store.clone();
-        let done = tokio::task::spawn_blocking(move || store.split(Some(&context), split.keys));
-        match done.await {
-            Ok(Ok(parts)) => tracing::info!(parts = parts.len(), "split as PD asked"),
-            Ok(Err(error)) => tracing::info!(%error, "PD asked for a split in vain"),
-            Err(error) => tracing::warn!(%error, "a split ended badly"),
-        }
-        None
-    }
+/// What PD has against a heartbeat.
+fn failure(answer: &pdpb::RegionHeartbeatResponse) -> Option<String> {
+    let error = answer.header.as_ref()?.error.as_ref()?;
+    (error.r#type != pdpb::ErrorType::Ok as i32).then(|| error.message.clone())
 }

@@ -1,8 +1,11 @@
-//! What the heartbeats have to tell, noted under the store's write lock: bytes and keys written per
-//! region, and splits. Bounded: one entry per region, and [`MAX_SPLITS`] splits, above which they
-//! are dropped, since the heartbeats of the regions say the same.
+//! What the heartbeats of one store have to tell, noted under the write lock: bytes and keys written per
+//! region, regions that changed or that the store leads now, and splits. Bounded: one entry per region,
+//! and [`MAX_SPLITS`] splits, above which they are dropped, since the heartbeats of the regions say the
+//! same.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use pitr_proto::metapb::Region;
@@ -30,19 +33,45 @@ impl Written {
 struct Notes {
     by_region: BTreeMap<u64, Written>,
     of_store: Written,
-    changed: Vec<Region>,
+    changed: BTreeSet<u64>,
     splits: Vec<Vec<Region>>,
 }
 
+/// The term that heartbeats carry. PD forgets a region's leader only for one of a larger term, so it rises
+/// with each change of a leader; it begins with PD's clock in milliseconds, which no change of the
+/// process before has reached. One for all regions and stores.
+pub(super) struct Term(AtomicU64);
+
+impl Term {
+    pub(super) fn from(physical_ms: u64) -> Arc<Self> {
+        Arc::new(Term(AtomicU64::new(physical_ms)))
+    }
+
+    pub(super) fn get(&self) -> u64 {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
 /// See the module.
-#[derive(Default)]
 pub(crate) struct Report {
+    store_id: u64,
+    pub(super) term: Arc<Term>,
     notes: Mutex<Notes>,
     pub(super) region_changed: Notify,
     pub(super) split_happened: Notify,
 }
 
 impl Report {
+    pub(super) fn new(store_id: u64, term: Arc<Term>) -> Arc<Self> {
+        Arc::new(Report {
+            store_id,
+            term,
+            notes: Mutex::default(),
+            region_changed: Notify::new(),
+            split_happened: Notify::new(),
+        })
+    }
+
     /// Takes what was written to a region.
     pub(super) fn take_written(&self, region_id: u64) -> Written {
         let mut notes = self.notes.lock();
@@ -54,8 +83,8 @@ impl Report {
         std::mem::take(&mut self.notes.lock().of_store)
     }
 
-    /// Takes the regions that changed.
-    pub(super) fn take_changed(&self) -> Vec<Region> {
+    /// Takes the ids of the regions that changed.
+    pub(super) fn take_changed(&self) -> BTreeSet<u64> {
         std::mem::take(&mut self.notes.lock().changed)
     }
 
@@ -84,17 +113,33 @@ impl ApplyObserver for Report {
     }
 
     fn on_region_change(&self, change: &RegionChange) {
-        let RegionChange::Split { new, .. } = change else {
-            return;
-        };
         let mut notes = self.notes.lock();
-        if notes.splits.len() < MAX_SPLITS {
-            notes.splits.push(new.clone());
-            notes.changed.extend_from_slice(new);
+        match change {
+            RegionChange::Split { new, .. } => {
+                notes.changed.extend(new.iter().map(|part| part.id));
+                if notes.splits.len() < MAX_SPLITS {
+                    notes.splits.push(new.clone());
+                }
+                self.split_happened.notify_one();
+            }
+            // A source in the middle of a merge waits for its next turn, as TiKV's does: PD calls off a
+            // merge whose source shows another epoch.
+            RegionChange::Merging { .. } => return,
+            RegionChange::Merged { source, target } => {
+                notes.by_region.remove(&source.id);
+                notes.changed.remove(&source.id);
+                notes.changed.insert(target.id);
+            }
+            RegionChange::Leader { region, leader } => {
+                self.term.0.fetch_add(1, Ordering::AcqRel);
+                if leader.is_none_or(|leader| leader.store_id != self.store_id) {
+                    return;
+                }
+                notes.changed.insert(region.id);
+            }
         }
         drop(notes);
         self.region_changed.notify_one();
-        self.split_happened.notify_one();
     }
 }
 
@@ -105,11 +150,18 @@ mod tests {
 
     use super::*;
 
-    fn split(id: u64) -> RegionChange {
-        let region = |id| Region {
+    fn region(id: u64) -> Region {
+        Region {
             id,
             ..Default::default()
-        };
+        }
+    }
+
+    fn report() -> Arc<Report> {
+        Report::new(4, Term::from(100))
+    }
+
+    fn split(id: u64) -> RegionChange {
         RegionChange::Split {
             old: region(id),
             new: vec![region(id + 1), region(id)],
@@ -118,7 +170,7 @@ mod tests {
 
     #[test]
     fn what_was_written_is_told_once_per_region_and_once_for_the_store() {
-        let report = Report::default();
+        let report = report();
         let put = Modify::Put {
             cf: EngineCf::Write,
             key: Bytes::from_static(b"key"),
@@ -140,11 +192,11 @@ mod tests {
 
     #[test]
     fn splits_that_nobody_takes_do_not_pile_up() {
-        let report = Report::default();
+        let report = report();
         for id in 0..MAX_SPLITS as u64 + 10 {
             report.on_region_change(&split(id * 2));
         }
-        assert_eq!(report.take_changed().len(), 2 * MAX_SPLITS);
+        assert_eq!(report.take_changed().len(), 2 * (MAX_SPLITS + 10));
         let splits = report.take_splits();
         assert_eq!(splits.len(), MAX_SPLITS);
         assert_eq!(splits[3].iter().map(|r| r.id).collect::<Vec<_>>(), [7, 6]);
@@ -153,5 +205,35 @@ mod tests {
             (report.take_changed().len(), report.take_splits().len()),
             (2, 1)
         );
+    }
+    #[test]
+    fn a_store_tells_of_the_regions_that_it_leads_now_and_of_the_target_of_a_merge() {
+        let report = report();
+        let lead = |id, store_id| RegionChange::Leader {
+            region: region(id),
+            leader: Some(pitr_proto::metapb::Peer {
+                store_id,
+                ..Default::default()
+            }),
+        };
+        report.on_region_change(&lead(1, 4));
+        report.on_region_change(&lead(2, 1));
+        report.on_region_change(&RegionChange::Leader {
+            region: region(3),
+            leader: None,
+        });
+        report.on_region_change(&RegionChange::Merging { region: region(5) });
+        assert_eq!(
+            report.term.get(),
+            103,
+            "each change of a leader is a new term"
+        );
+        assert_eq!(report.take_changed(), [1].into());
+        report.on_region_change(&lead(5, 4));
+        report.on_region_change(&RegionChange::Merged {
+            source: region(5),
+            target: region(6),
+        });
+        assert_eq!(report.take_changed(), [6].into());
     }
 }

@@ -1,4 +1,4 @@
-//! The heartbeat of the store. After 20 s without one PD calls a store disconnected.
+//! The heartbeat of one store. After 20 s without one PD calls a store disconnected.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

@@ -40,5 +40,6 @@ pub use kernel::{IdAllocator, OpenError, Store, StoreOptions, WriteGuard};
 pub use leaders::TransferError;
 pub use merge::MergeError;
 pub use region::{RegionIds, RegionMap, range_of};
+pub(crate) use region::{data_range, first_region};
 pub use snapshot::{Cursor, Snapshot};
 pub use split::SplitError;

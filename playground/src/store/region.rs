@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use pitr_format::EncodedRange;
+use pitr_format::key::{DATA_PREFIX, data_key};
 use pitr_proto::kvrpcpb::Context;
 use pitr_proto::metapb::{Peer, Region, RegionEpoch};
 use prost::Message;
@@ -188,6 +189,15 @@ impl RegionMap {
 /// The encoded range of a region.
 pub fn range_of(region: &Region) -> EncodedRange {
     EncodedRange::new(region.start_key.clone(), region.end_key.clone())
+}
+
+/// Bounds of the data keys of a region, both with their prefix.
+pub(crate) fn data_range(region: &Region) -> (Vec<u8>, Vec<u8>) {
+    let end = match &region.end_key[..] {
+        [] => vec![DATA_PREFIX + 1],
+        end => data_key(end),
+    };
+    (data_key(&region.start_key), end)
 }
 
 /// The peer of a region on a store.

@@ -6,11 +6,11 @@ use bytes::Bytes;
 use pitr_format::Class;
 use pitr_proto::kvrpcpb::Context;
 use pitr_proto::metapb::Region;
-use pitr_restore_worker::engine::EngineError;
+use pitr_restore_worker::engine::{Engine, EngineCf, EngineError};
 
 use super::context::{RegionError, key_not_in_region, message_only, region_not_found};
 use super::kernel::Store;
-use super::region::{cut, range_of};
+use super::region::{cut, data_range, range_of};
 
 /// Why a region was not split.
 #[derive(Debug, thiserror::Error)]
@@ -74,6 +74,25 @@ impl Store {
             }
         }
         Ok(region)
+    }
+
+    /// The key in the middle of a region, counted in versions, at which it can be split; none if the region
+    /// holds less than two keys. Reads the region once and a half.
+    pub(crate) fn middle_of(&self, region: &Region) -> Result<Option<Bytes>, EngineError> {
+        let (start, end) = data_range(region);
+        let versions = || self.engine().scan(EngineCf::Write, &start, &end);
+        let half = versions().count() / 2;
+        let mut first = None;
+        for (at, pair) in versions().enumerate() {
+            let (key, _) = pair?;
+            // Without the prefix and the timestamp.
+            let key = key.get(1..key.len().saturating_sub(8)).unwrap_or_default();
+            let first = first.get_or_insert_with(|| key.to_vec());
+            if at >= half && *first != key {
+                return Ok(Some(Bytes::copy_from_slice(key)));
+            }
+        }
+        Ok(None)
     }
 
     /// Splits a region at a user key inside of it, whoever leads it.
@@ -187,5 +206,34 @@ mod tests {
         assert!(split(&["d"]).message.contains("already"));
         assert!(split(&[]).message.contains("no split key"));
         assert_eq!(fixture.store.regions().iter().count(), 3);
+    }
+    #[test]
+    fn the_middle_is_a_key_with_half_of_the_versions_before_it_and_a_lone_key_has_none() {
+        let fixture = Fixture::new();
+        let region = || fixture.store.regions().find(b"").unwrap().clone();
+        let write = |key: &str, versions: u64| {
+            let versioned = |ts| EncodedKey::encode(key.as_bytes()).at(pitr_format::Ts::new(ts));
+            let puts = (1..=versions).map(|ts| Modify::Put {
+                cf: EngineCf::Write,
+                key: versioned(ts).into_bytes(),
+                value: Bytes::from_static(b"record"),
+            });
+            let puts: Vec<_> = puts.collect();
+            let mut guard = fixture.store.lock_writes();
+            guard.apply(region().id, &puts, false).unwrap();
+        };
+        let middle = || fixture.store.middle_of(&region()).unwrap();
+        assert_eq!(middle(), None);
+        write("b", 10);
+        assert_eq!(middle(), None);
+        write("c", 1);
+        assert_eq!(middle(), Some(encoded("c")), "never the first key");
+        for key in ["d", "e", "f"] {
+            write(key, 20);
+        }
+        assert_eq!(middle(), Some(encoded("e")));
+        // Only what the region holds counts.
+        fixture.store.split_at_user_keys(&[b"e"]).unwrap();
+        assert_eq!(middle(), Some(encoded("d")));
     }
 }

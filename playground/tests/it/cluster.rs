@@ -99,6 +99,21 @@ impl Stores {
         regions.map(|r| (r.region.unwrap(), r.leader)).collect()
     }
 
+    /// The same, of those regions that PD has heard of with a peer on every store.
+    pub async fn known_regions(&self) -> Vec<(Region, Option<Peer>)> {
+        let all = self.channels.len();
+        let mut regions = self.regions().await;
+        regions.retain(|(region, _)| region.peers.len() == all);
+        regions
+    }
+
+    /// The store that leads the region of a key, in truth.
+    pub fn leader_of(&self, key: &[u8]) -> u64 {
+        let regions = self.playground.store().regions();
+        let region = regions.find(&encode(key)).unwrap();
+        regions.leader(region.id).unwrap().store_id
+    }
+
     pub async fn region_of(&self, key: &[u8]) -> (Region, Option<Peer>) {
         let key = encode(key);
         let regions = self.regions().await;
@@ -196,23 +211,27 @@ impl Stores {
 
     /// Stops it and waits for that.
     pub async fn stop(self) {
-        let playground = Arc::into_inner(self.playground).expect("no command under way");
-        let stopped = tokio::task::spawn_blocking(move || playground.shutdown());
-        stopped.await.unwrap();
+        self.end().await;
     }
 
     /// Stops the process part and starts it again on the same data, at other addresses.
     pub async fn restart(self) -> Stores {
-        let Stores {
-            playground,
-            dir,
-            config,
-            ..
-        } = self;
-        let playground = Arc::into_inner(playground).expect("no command under way");
+        let (dir, config) = self.end().await;
+        Stores::start_in(dir, config).await
+    }
+
+    /// The same with a change that is refused; why.
+    pub async fn restart_with(self, change: impl FnOnce(&mut PlaygroundConfig)) -> String {
+        let (_dir, mut config) = self.end().await;
+        change(&mut config);
+        Playground::start(config).err().unwrap().to_string()
+    }
+
+    async fn end(self) -> (TempDir, PlaygroundConfig) {
+        let playground = Arc::into_inner(self.playground).expect("no command under way");
         let stopped = tokio::task::spawn_blocking(move || playground.shutdown());
         stopped.await.unwrap();
-        Stores::start_in(dir, config).await
+        (self.dir, self.config)
     }
 
     /// The records of the stores, by id, as PD tells them.

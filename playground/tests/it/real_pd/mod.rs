@@ -7,6 +7,7 @@
 mod answer;
 mod calls;
 mod etcd;
+mod several;
 
 use std::path::{Path, PathBuf};
 
