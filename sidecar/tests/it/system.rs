@@ -227,7 +227,9 @@ impl Client {
             mutations: vec![mutation],
             primary_lock: key.clone(),
             start_version: start.get(),
-            lock_ttl: 3000,
+            // A client that lives renews its locks, also while PD gives no timestamps; this one
+            // locks for long enough.
+            lock_ttl: PATIENCE.as_millis() as u64,
             ..PrewriteRequest::default()
         };
         let retries = Retries::default();
