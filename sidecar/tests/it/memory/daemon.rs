@@ -86,16 +86,35 @@ impl Daemon {
         }
     }
 
-    /// Most memory that the process ever had, in bytes (`VmHWM`).
+    /// Most memory that the process ever had, in bytes.
     pub fn peak(&self) -> u64 {
+        self.memory("VmHWM:")
+    }
+
+    /// A line of the process' status, in bytes.
+    pub fn memory(&self, name: &str) -> u64 {
         let path = format!("/proc/{}/status", self.child.id());
         let text = std::fs::read_to_string(path).unwrap();
-        let line = text
-            .lines()
-            .find(|line| line.starts_with("VmHWM:"))
-            .unwrap();
+        let line = text.lines().find(|line| line.starts_with(name)).unwrap();
         let number = line.split_whitespace().nth(1).unwrap();
         number.parse::<u64>().unwrap() << 10
+    }
+
+    /// Time on processors that the process has taken, in user and system mode.
+    pub fn cpu(&self) -> Duration {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
+        // The second field is a name in brackets and may hold blanks.
+        let fields: Vec<_> = stat
+            .rsplit(')')
+            .next()
+            .unwrap()
+            .split_whitespace()
+            .collect();
+        let ticks: u64 = [11, 12]
+            .iter()
+            .map(|at| fields[*at].parse::<u64>().unwrap())
+            .sum();
+        Duration::from_millis(ticks * 10)
     }
 
     /// The status page.

@@ -4,6 +4,7 @@
 //! `PITR_MEMORY=full` runs the sizes that are promised (60 s without storage, 1 GiB in one
 //! transaction, 20 times the budget in a scan); without it the same tests are smaller.
 
+mod costs;
 mod daemon;
 mod stall;
 mod writer;
@@ -26,7 +27,11 @@ fn full() -> bool {
 
 /// A cluster with a task, and no sidecar yet.
 fn with_task() -> (Cluster, Storage) {
-    let (cluster, archive) = (Cluster::start(), Storage::new());
+    with_task_at(Cluster::start())
+}
+
+fn with_task_at(cluster: Cluster) -> (Cluster, Storage) {
+    let archive = Storage::new();
     cluster.log_start(&archive.url()).json();
     (cluster, archive)
 }

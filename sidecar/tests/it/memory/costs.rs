@@ -1,0 +1,94 @@
+//! What a sidecar costs beside its store: processor and memory of the real process under load and at
+//! rest. Measurements without a bound of their own; `make bench` runs and prints them.
+
+use std::time::{Duration, Instant};
+
+use pitr_format::EncodedKey;
+use pitr_playground::store::Store;
+
+use super::daemon::Daemon;
+use super::writer::{self, Writer};
+use super::{MIB, with_task_at};
+use crate::system::Cluster;
+
+/// Rows of a region that are written in one transaction.
+const ROWS: usize = 64;
+/// Bytes of a row's value.
+const LEN: usize = 800;
+/// What is asked for.
+const RATE: f64 = 50e6;
+
+/// Cuts the key space of the writer into regions of [`ROWS`] rows.
+fn split(store: &Store, regions: usize) {
+    let known = store.regions();
+    let first = known.find(b"").map(|region| known.context(region));
+    let cuts = (1..regions).map(|n| EncodedKey::encode(&writer::key(n * ROWS)).into_bytes());
+    assert_eq!(store.split(first.as_ref(), cuts).unwrap().len(), regions);
+}
+
+fn start(regions: usize) -> (Cluster, crate::system::Storage) {
+    // Resolved timestamps as often as TiKV sends them.
+    let cluster = Cluster::start_with(|config| {
+        config.resolved_ts_interval = Duration::from_secs(1);
+    });
+    split(cluster.playground.store(), regions);
+    with_task_at(cluster)
+}
+
+fn tell(name: &str, daemon: &Daemon, more: &str) {
+    let (now, peak) = (daemon.memory("VmRSS:"), daemon.peak());
+    println!(
+        "bench {name} {more} rss-mib {} peak-mib {}",
+        now >> 20,
+        peak >> 20
+    );
+}
+
+#[test]
+#[ignore = "a measurement: make bench"]
+fn bench_load_of_50_mb_a_second_over_10000_regions() {
+    const REGIONS: usize = 10_000;
+    let (cluster, _archive) = start(REGIONS);
+    let daemon = Daemon::start(&cluster, 512 * MIB);
+    let writer = Writer::of(&cluster);
+    daemon.wait_checkpoint(&cluster, writer.put(0..ROWS, LEN));
+    let (cpu, began) = (daemon.cpu(), Instant::now());
+    let (mut written, mut n, mut last) = (0.0, 0, None);
+    while began.elapsed() < Duration::from_secs(30) {
+        if written > began.elapsed().as_secs_f64() * RATE {
+            std::thread::sleep(Duration::from_millis(1));
+            continue;
+        }
+        // Far apart, so that every flush has slices of very many regions.
+        let region = n * 7919 % REGIONS;
+        last = Some(writer.put(region * ROWS..(region + 1) * ROWS, LEN));
+        written += (ROWS * LEN) as f64;
+        n += 1;
+    }
+    let rate = written / began.elapsed().as_secs_f64() / 1e6;
+    daemon.wait_checkpoint(&cluster, last.unwrap());
+    let cpu = (daemon.cpu() - cpu).as_secs_f64() / (written / 1e9);
+    let more = format!("regions {REGIONS} mb-s {rate:.1} cpu-s-per-gb {cpu:.2}");
+    tell("sidecar-load", &daemon, &more);
+    daemon.stop();
+}
+
+#[test]
+#[ignore = "a measurement: make bench"]
+fn bench_rest_with_100000_regions() {
+    const REGIONS: usize = 100_000;
+    let (cluster, _archive) = start(REGIONS);
+    let daemon = Daemon::start(&cluster, 512 * MIB);
+    let began = Instant::now();
+    daemon.wait_checkpoint(&cluster, cluster.playground.timestamp().unwrap());
+    let ready = began.elapsed().as_secs_f64();
+    let (cpu, began) = (daemon.cpu(), Instant::now());
+    std::thread::sleep(Duration::from_secs(20));
+    let share = (daemon.cpu() - cpu).as_secs_f64() / began.elapsed().as_secs_f64();
+    let more = format!(
+        "regions {REGIONS} cpu-percent {:.1} ready-s {ready:.1}",
+        share * 100.0
+    );
+    tell("sidecar-rest", &daemon, &more);
+    daemon.stop();
+}
