@@ -46,6 +46,8 @@ mod seats;
 mod serve_refusals;
 #[path = "it/signals.rs"]
 mod signals;
+#[path = "it/sizes.rs"]
+mod sizes;
 #[path = "it/speed_test.rs"]
 mod speed_test;
 #[path = "it/status.rs"]
