@@ -6,13 +6,14 @@ import json
 import os
 import random
 import shutil
+import signal
 import tempfile
 import threading
 import time
 import unittest
 
 from fleet import Fleet
-from parts import Cluster, Failure, Volume, Workplace, wait_until
+from parts import Cluster, Failure, Volume, Workplace, end, wait_until
 from peers import program
 
 ROUNDS = int(os.environ.get("PITR_ROUNDS") or 3)
@@ -20,6 +21,8 @@ ROUND_SECONDS = 22
 FLUSH_SECONDS = 2
 # What the lag must be below again, and within which time.
 LAG_BACK, WITHIN = FLUSH_SECONDS + 10, 60
+# How long PD is away: two minutes in the long rounds.
+PD_AWAY = 120 if ROUNDS > 3 else 15
 
 
 class Chaos(threading.Thread):
@@ -113,43 +116,26 @@ class Load(threading.Thread):
                 time.sleep(0.2)
 
 
-class WorstDay(unittest.TestCase):
+class WithFleet(unittest.TestCase):
     peer = "pd"
 
     def setUp(self):
         program("pd")
-        folder = tempfile.mkdtemp(prefix="tikv-pitr-fleet-")
-        self.place = Workplace(folder)
-        self.addCleanup(self.tidy, folder)
+        self.place = Workplace(tempfile.mkdtemp(prefix="tikv-pitr-fleet-"))
+        self.addCleanup(self.tidy)
         self.addCleanup(self.place.stop_all)
         self.fleet = Fleet(self.place, 3, flush=f"{FLUSH_SECONDS}s", fronts=False).start()
         self.archive = f"local://{self.place.path('archive')}"
+        self.fleet.verb("log", "start", "--task-name", "day", "-s", self.archive)
+        self.fleet.wait_running("day")
+        self.volume = Volume(self.place, self.fleet, "vol")
+        self.volume.format()
 
-    def tidy(self, folder):
+    def tidy(self):
         if self._outcome.result.wasSuccessful():
-            shutil.rmtree(folder)
+            shutil.rmtree(self.place.folder)
         else:
-            print(f"  logs and data are in {folder}", flush=True)
-
-    def test_every_round_of_an_operators_worst_day_restores_what_the_stores_show(self):
-        fleet = self.fleet
-        fleet.verb("log", "start", "--task-name", "day", "-s", self.archive)
-        fleet.wait_running("day")
-        volume = Volume(self.place, fleet, "vol")
-        volume.format()
-        load = Load(volume)
-        load.start()
-        for round_ in range(ROUNDS):
-            chaos = Chaos(fleet, seed=round_)
-            chaos.start()
-            time.sleep(ROUND_SECONDS)
-            chaos.stop()
-            self.assertTrue(all(chaos.done.values()), chaos.done)
-            self.lag_is_back()
-            self.restores_equal(round_, chaos.done)
-        load.over.set()
-        load.join()
-        self.assertGreater(load.rounds, load.failures, getattr(load, "last_failure", ""))
+            print(f"  logs and data are in {self.place.folder}", flush=True)
 
     def lag_is_back(self):
         def small():
@@ -158,16 +144,72 @@ class WorstDay(unittest.TestCase):
 
         wait_until(f"lag below {LAG_BACK} s", WITHIN, small)
 
-    def restores_equal(self, round_, done):
+    def restores_equal(self, name, why=""):
+        """Restores to the largest ts that the archive allows, and compares with the stores."""
         metadata = json.loads(self.place.tikv_pitr("log", "metadata", "-s", self.archive, "--json"))
         ts = metadata["max"]["tso"]
         expected = self.fleet.scan_digest(ts)
-        target = Cluster(self.place, f"target-{round_}").start()
+        target = Cluster(self.place, f"target-{name}").start()
         target.restore(self.archive, ts)
         found = target.scan_digest(ts)
         target.destroy()
-        self.assertEqual(found, expected, f"round {round_}, at {ts}, after {done}")
+        self.assertEqual(found, expected, f"{name}, at {ts}: {why}")
         self.assertGreater(int(found.split(" ")[2]), 100, found)
+
+
+class WorstDay(WithFleet):
+    def test_every_round_of_an_operators_worst_day_restores_what_the_stores_show(self):
+        load = Load(self.volume)
+        load.start()
+        for round_ in range(ROUNDS):
+            chaos = Chaos(self.fleet, seed=round_)
+            chaos.start()
+            time.sleep(ROUND_SECONDS)
+            chaos.stop()
+            self.assertTrue(all(chaos.done.values()), chaos.done)
+            self.lag_is_back()
+            self.restores_equal(f"round-{round_}", chaos.done)
+        load.over.set()
+        load.join()
+        self.assertGreater(load.rounds, load.failures, getattr(load, "last_failure", ""))
+
+
+class PdTroubles(WithFleet):
+    def states(self):
+        pages = [self.fleet.page(at) for at in range(self.fleet.count)]
+        return {t["state"] for page in pages if page for t in page["tasks"]}
+
+    def test_a_pd_that_is_away_pauses_nothing_and_loses_nothing(self):
+        self.volume.mdtest("before", 3)
+        pd = self.fleet.pd_server
+        end(pd.process, signal.SIGKILL)
+        time.sleep(PD_AWAY)
+        pd.start()
+        self.lag_is_back()
+        self.assertEqual(self.states(), {"running"})
+        self.volume.mdtest("after", 3)
+        self.fleet.wait_checkpoint("day", self.fleet.now())
+        self.restores_equal("away")
+
+    def test_a_pause_behind_a_compacted_watch_is_seen_and_so_is_its_end(self):
+        self.volume.mdtest("before", 3)
+        self.asleep(lambda: self.fleet.verb("log", "pause", "--task-name", "day"))
+        wait_until("every sidecar sees the pause", 60, lambda: self.states() == {"paused"})
+        self.volume.mdtest("paused", 3)
+        self.asleep(lambda: self.fleet.verb("log", "resume", "--task-name", "day"))
+        self.fleet.wait_running("day")
+        self.fleet.wait_checkpoint("day", self.fleet.now())
+        self.restores_equal("compacted")
+
+    def asleep(self, work):
+        """While the sidecars sleep, something happens and its history is dropped."""
+        sidecars = self.fleet.sidecars
+        for sidecar in sidecars:
+            sidecar.send_signal(signal.SIGSTOP)
+        work()
+        self.fleet.forget_history()
+        for sidecar in sidecars:
+            sidecar.send_signal(signal.SIGCONT)
 
 
 if __name__ == "__main__":

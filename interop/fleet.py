@@ -120,17 +120,26 @@ class Fleet:
         """A page of a store as stock tools see it."""
         return http(f"http://{self.fronts[at]}{path}")
 
+    def etcd(self, call, body):
+        """A call of PD's etcd through its JSON gateway."""
+        request = urllib.request.Request(f"http://{self.pd}/v3/{call}", json.dumps(body).encode())
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            return json.load(answer)
+
     def etcd_keys(self, prefix):
-        """Keys of PD's etcd below a prefix, oldest first, through its JSON gateway."""
+        """Keys of PD's etcd below a prefix, oldest first."""
         encoded = [base64.b64encode(k).decode() for k in (prefix.encode(), prefix.encode()[:-1] + b"0")]
-        body = {
+        kvs = self.etcd("kv/range", {
             "key": encoded[0], "range_end": encoded[1], "keys_only": True,
             "sort_target": "CREATE", "sort_order": "ASCEND",
-        }
-        request = urllib.request.Request(f"http://{self.pd}/v3/kv/range", json.dumps(body).encode())
-        with urllib.request.urlopen(request, timeout=5) as answer:
-            kvs = json.load(answer).get("kvs", [])
+        }).get("kvs", [])
         return [base64.b64decode(kv["key"]).decode(errors="replace") for kv in kvs]
+
+    def forget_history(self):
+        """Drops every revision of PD's etcd but the last, so that old watches cannot go on."""
+        key = base64.b64encode(b"none").decode()
+        revision = self.etcd("kv/range", {"key": key})["header"]["revision"]
+        self.etcd("kv/compaction", {"revision": revision, "physical": True})
 
     # What an operator's day brings.
 
