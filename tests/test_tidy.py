@@ -52,6 +52,19 @@ class Tidy(unittest.TestCase):
         long = {str(s.path): len(s.lines) for s in sources() if len(s.lines) > LONGEST_FILE}
         self.assertEqual(long, {})
 
+    def test_every_test_that_the_fault_matrix_names_exists(self):
+        matrix = (ROOT / "docs" / "fault-matrix.md").read_text()
+        named = {name for name in re.findall(r"`([a-z0-9_]+)`", matrix) if name.count("_") > 2}
+        written = {
+            name
+            for pattern in ("*.rs", "*.py")
+            for path in ROOT.rglob(pattern)
+            if "target" not in path.relative_to(ROOT).parts
+            for name in re.findall(r"\b(?:fn|def) (\w+)", path.read_text())
+        }
+        self.assertGreater(len(named), 40)
+        self.assertEqual(sorted(named - written), [])
+
     def test_the_median_file_fits_on_a_few_screens(self):
         median = statistics.median(len(s.code) for s in sources() if s.code)
         self.assertLessEqual(median, MEDIAN_FILE)
