@@ -92,7 +92,7 @@ class Fleet:
         def running():
             pages = [self.page(at) for at in range(self.count)]
             states = [
-                t["state"] for page in pages if page for t in page["tasks"] if t["task"] == task
+                t["state"] for page in pages if page for t in page["tasks"] if t["name"] == task
             ]
             return states == ["running"] * self.count
 
