@@ -32,6 +32,7 @@ class WithBr(unittest.TestCase):
 
     def start(self, lines=""):
         self.fleet = Fleet(self.place, 3, lines=lines).start()
+        self.addCleanup(self.fleet.stop)
         self.br = Br(self.place, self.fleet.pd)
         # br registers the keys of TiDB, [m, n) and [t, u).
         self.volume = Volume(self.place, self.fleet, "tvol")

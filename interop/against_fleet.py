@@ -125,6 +125,7 @@ class WithFleet(unittest.TestCase):
         self.addCleanup(self.tidy)
         self.addCleanup(self.place.stop_all)
         self.fleet = Fleet(self.place, 3, flush=f"{FLUSH_SECONDS}s", fronts=False).start()
+        self.addCleanup(self.fleet.stop)
         self.archive = f"local://{self.place.path('archive')}"
         self.fleet.verb("log", "start", "--task-name", "day", "-s", self.archive)
         self.fleet.wait_running("day")

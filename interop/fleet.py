@@ -28,7 +28,7 @@ class Fleet:
         self.peer_fronts = [f"127.0.0.1:{free_port()}" for _ in range(stores)] if fronts else []
         self.status = [f"127.0.0.1:{free_port()}" for _ in range(stores)]
         self.sidecars = [None] * stores
-        self.starts = 0
+        self.playground = None
 
     def start(self):
         self.pd_server.start()
@@ -73,13 +73,18 @@ class Fleet:
             f'status-addr = "{self.status[at]}"\n{fronts}{self.lines}\n'
             f'[log-backup]\nmax-flush-interval = "{self.flush}"\n'
         )
-        self.starts += 1
         self.sidecars[at] = self.place.spawn(
             f"sidecar-{at}", TARGET / "tikv-pitr", "serve", "--config", config
         )
 
     def kill_sidecar(self, at):
         end(self.sidecars[at], signal.SIGKILL)
+
+    def stop(self):
+        """Ends everything in an order in which each can end in peace: PD last."""
+        for process in [*self.sidecars, self.playground, self.pd_server.process]:
+            if process:
+                end(process, signal.SIGTERM)
 
     def page(self, at):
         """status.json of a sidecar; None while it does not answer."""
