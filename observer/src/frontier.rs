@@ -6,6 +6,7 @@
 //! and read by whoever starts a subscription.
 
 use std::collections::BTreeMap;
+use std::ops::Bound::{Excluded, Unbounded};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -100,6 +101,39 @@ impl FrontierMap {
             .map(|range| self.min_over(range))
             .min()
             .unwrap_or(Ts::MAX)
+    }
+
+    /// The first stretch of `ranges` that has got no further than all of them; nothing without a
+    /// range.
+    pub fn lowest(&self, ranges: &[EncodedRange]) -> Option<(EncodedRange, Ts)> {
+        let ts = self.global(ranges);
+        let range = ranges.iter().find(|range| self.min_over(range) == ts)?;
+        Some((self.first_at(range, ts), ts))
+    }
+
+    /// The stretches of `range` whose value is below `ts`, joined where they touch, ascending.
+    pub fn below(&self, range: &EncodedRange, ts: Ts) -> Vec<EncodedRange> {
+        if range.is_empty() {
+            return Vec::new();
+        }
+        let first = (range.start.clone(), self.value_at(&range.start));
+        let inside = self
+            .steps
+            .range::<Bytes, _>((Excluded(&range.start), Unbounded));
+        let inside = inside.take_while(|(key, _)| range.end.is_empty() || key[..] < range.end[..]);
+        let steps = inside.map(|(key, value)| (key.clone(), *value));
+        let mut stretches: Vec<EncodedRange> = Vec::new();
+        let mut open = None;
+        for (key, value) in std::iter::once(first).chain(steps) {
+            match (open.take(), value < ts) {
+                (None, true) => open = Some(key),
+                (Some(start), true) => open = Some(start),
+                (Some(start), false) => stretches.push(EncodedRange::new(start, key)),
+                (None, false) => {}
+            }
+        }
+        stretches.extend(open.map(|start| EncodedRange::new(start, range.end.clone())));
+        stretches
     }
 
     /// The first stretch of `range` whose value is `ts`; the whole range if none is.
@@ -203,16 +237,20 @@ impl SharedFrontier {
     /// The first part of the task's ranges that has got no further than the checkpoint; nothing for
     /// a task without ranges.
     pub fn lowest(&self) -> Option<(EncodedRange, Ts)> {
-        let map = self.map.read();
-        let ranges = self.ranges.as_slice();
-        let ts = map.global(ranges);
-        let range = ranges.iter().find(|range| map.min_over(range) == ts)?;
-        Some((map.first_at(range, ts), ts))
+        self.map.read().lowest(self.ranges.as_slice())
     }
 
     /// The map as it is now; its steps outside of the task's ranges mean nothing.
     pub fn snapshot(&self) -> FrontierMap {
         self.map.read().clone()
+    }
+
+    /// Raises every key of the task to the global checkpoint that holds: a truth for all of them.
+    pub(crate) fn raise_all(&self, global: Ts) {
+        let mut map = self.map.write();
+        for range in self.ranges.as_slice() {
+            map.raise(range, global);
+        }
     }
 
     /// Raises what `progress` proves inside the task's ranges; returns the parts that it skips

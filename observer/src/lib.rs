@@ -16,7 +16,10 @@
 //!    [`frontier::SharedFrontier::min_over`] of their range;
 //! 2. when [`FlushSchedule::due`] says so: keep the unflushed generation, else
 //!    [`ObserverHandle::seal`]; then [`Flusher::flush`];
-//! 3. on success [`Publisher::absorb`] the proof; [`Publisher::publish`] until it succeeds.
+//! 3. on success [`Publisher::absorb`] the proof; [`Publisher::publish`] until it succeeds, which
+//!    tells what is durable here;
+//! 4. with several stores, [`Publisher::learn`] the global checkpoint that comes of it, and publish
+//!    again.
 //!
 //! One change on its way, with the environment of an ordinary process; `examples/toy-engine` is a
 //! whole engine that brings its own.
@@ -28,7 +31,9 @@
 //! # struct Pd;
 //! # #[async_trait::async_trait]
 //! # impl ProgressSink for Pd {
-//! #     async fn raise_global(&self, ts: Ts) -> Result<Ts, SinkError> { Ok(ts) }
+//! #     async fn tell(&self, table: &FlushTable) -> Result<Option<Ts>, SinkError> {
+//! #         Ok(Some(table.checkpoint))
+//! #     }
 //! #     async fn set_storage_checkpoint(&self, _: Ts) -> Result<(), SinkError> { Ok(()) }
 //! # }
 //! # #[tokio::main(flavor = "current_thread")]
@@ -42,6 +47,7 @@
 //!     store_id: 1,
 //!     ranges: vec![all.clone()],
 //!     start_ts,
+//!     end_ts: Ts::MAX,
 //!     global_checkpoint: None,
 //! };
 //! let mut publisher = Publisher::open(config, storage.clone(), Arc::new(Pd), &env).await?;
@@ -97,7 +103,8 @@ pub use frontier::{FrontierMap, RangeProgress, SharedFrontier};
 pub use metrics::{Metrics, TaskStatus};
 pub use observer::{Observer, ObserverConfig, ObserverHandle, SendError};
 pub use publish::{
-    Absorbed, ProgressSink, PublishError, Published, Publisher, PublisherConfig, SinkError,
+    Absorbed, FlushTable, ProgressSink, PublishError, Published, Publisher, PublisherConfig,
+    RegionProgress, SinkError,
 };
 pub use router::TaskRanges;
 pub use schedule::{FlushReason, FlushSchedule};

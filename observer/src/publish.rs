@@ -1,9 +1,10 @@
 //! Publication of the checkpoint, in the order that is the safety argument.
 //!
-//! `flushed proof → frontier → global checkpoint in PD → <store>.ts in the archive → storage
-//! checkpoint in PD`. Restore trusts the largest `.ts`, so that object is written last of all that
-//! it rests on, and only with the value that PD holds. Every step is remembered after it succeeded
-//! and repeated until then, independently of flushes. Order and byte forms: tikv/tikv
+//! `flushed proof → frontier → flush table, told to whoever merges those of all stores → global
+//! checkpoint, learned from there → <store>.ts in the archive → storage checkpoint in PD`. Restore
+//! trusts the largest `.ts`, so that object is written last of all that it rests on, and only with a
+//! global checkpoint that holds. Every step is remembered after it succeeded and repeated until
+//! then, independently of flushes. Order and byte forms: tikv/tikv
 //! `components/backup-stream/src/{endpoint,router}.rs`; unlike there, memory is raised after the
 //! object, not before, and nothing is cancelled by a timer.
 
@@ -21,13 +22,34 @@ use crate::flush::generation::FlushedProof;
 use crate::frontier::SharedFrontier;
 use crate::metrics::Metrics;
 use crate::router::TaskRanges;
+use crate::source::RegionMeta;
 
-/// Where progress is told: PD, by the sidecar's adapter.
+/// How far one region is durable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RegionProgress {
+    /// The region as it was tailed.
+    pub region: Arc<RegionMeta>,
+    /// Every change of the task's keys in it up to here is durable.
+    pub ts: Ts,
+}
+
+/// What this store knows to be durable after a flush. Each line is true for ever.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FlushTable {
+    /// The regions that it tailed, in every version, ascending.
+    pub regions: Vec<RegionProgress>,
+    /// The checkpoint of the whole task as far as this store knows: the next global checkpoint
+    /// where it is the only one.
+    pub checkpoint: Ts,
+}
+
+/// Where progress is told: the coordinator and PD, by the sidecar's adapter.
 #[async_trait]
 pub trait ProgressSink: Send + Sync {
-    /// Raises the task's global checkpoint to at least `ts` and returns the value that holds now
-    /// (larger if somebody raised it further). Never lowers it.
-    async fn raise_global(&self, ts: Ts) -> Result<Ts, SinkError>;
+    /// Tells what is durable on this store. Who merges the tables of several stores answers later,
+    /// by [`Publisher::learn`]; who has one store only raises the global checkpoint of the task to
+    /// [`FlushTable::checkpoint`] and gives the value that holds now. It must never be lowered.
+    async fn tell(&self, table: &FlushTable) -> Result<Option<Ts>, SinkError>;
 
     /// Notes that the archive's checkpoint object of this store holds `ts`.
     async fn set_storage_checkpoint(&self, ts: Ts) -> Result<(), SinkError>;
@@ -62,9 +84,9 @@ pub enum PublishError {
     /// The checkpoint object of the store could not be read at the start.
     #[error("cannot read the store's checkpoint object: {0}")]
     Open(#[source] StorageError),
-    /// PD did not take the global checkpoint.
-    #[error("cannot raise the global checkpoint to {ts}: {source}")]
-    Global {
+    /// Nobody took the flush table.
+    #[error("cannot tell what is durable, up to {ts}: {source}")]
+    Tell {
         /// The value.
         ts: Ts,
         /// Why.
@@ -93,8 +115,9 @@ impl PublishError {
     pub fn class(&self) -> Class {
         match self {
             PublishError::Open(source) | PublishError::Object { source, .. } => source.class(),
-            PublishError::Global { source, .. }
-            | PublishError::StorageCheckpoint { source, .. } => source.class(),
+            PublishError::Tell { source, .. } | PublishError::StorageCheckpoint { source, .. } => {
+                source.class()
+            }
         }
     }
 }
@@ -110,6 +133,8 @@ pub struct PublisherConfig {
     pub ranges: Vec<EncodedRange>,
     /// The task's start ts: durable by definition.
     pub start_ts: Ts,
+    /// The task ends here: no object promises more. [`Ts::MAX`] without an end.
+    pub end_ts: Ts,
     /// The global checkpoint that PD holds, if it holds one.
     pub global_checkpoint: Option<Ts>,
 }
@@ -117,7 +142,7 @@ pub struct PublisherConfig {
 /// How far publication is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Published {
-    /// The global checkpoint that PD holds, as far as known.
+    /// The global checkpoint that holds, as far as known.
     pub global: Option<Ts>,
     /// Content of the store's `.ts` object; zero if there is none.
     pub object: Ts,
@@ -128,20 +153,22 @@ pub struct Published {
 /// What a proof changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Absorbed {
-    /// The checkpoint of the whole task now.
+    /// The checkpoint of the whole task, as far as this store knows.
     pub checkpoint: Ts,
     /// Ranges that a subscription skipped (it began above the frontier): their checkpoint stays,
     /// they must be scanned again from [`SharedFrontier::min_over`].
     pub gaps: usize,
 }
 
-/// Publishes the checkpoint of one task, of which this store writes all of the log.
+/// Publishes the checkpoint of one task, of whose log this store writes a part or all.
 pub struct Publisher {
     config: PublisherConfig,
     storage: SharedStorage,
     sink: Arc<dyn ProgressSink>,
     metrics: Metrics,
     frontier: SharedFrontier,
+    /// Durable, and not told yet.
+    untold: Option<FlushTable>,
     published: Published,
 }
 
@@ -164,6 +191,7 @@ impl Publisher {
             .max(config.global_checkpoint.unwrap_or(Ts::ZERO));
         let publisher = Publisher {
             frontier: SharedFrontier::new(TaskRanges::new(config.ranges.iter().cloned()), start),
+            untold: None,
             published: Published {
                 global: config.global_checkpoint,
                 object,
@@ -188,9 +216,19 @@ impl Publisher {
         self.published
     }
 
-    /// The checkpoint that is proven, published or not yet.
+    /// The checkpoint that is proven as far as this store knows, published or not yet.
     pub fn checkpoint(&self) -> Ts {
         self.frontier.global()
+    }
+
+    /// The global checkpoint is `global` now, whoever raised it: a truth for every range, and what
+    /// the next [`Publisher::publish`] writes into the archive. A lower one than known is ignored.
+    pub fn learn(&mut self, global: Ts) {
+        if self.published.global.is_none_or(|known| global > known) {
+            self.published.global = Some(global);
+            self.frontier.raise_all(global);
+            self.show(global);
+        }
     }
 
     /// Raises the frontier by what a durable generation proves, inside the task's ranges.
@@ -212,14 +250,20 @@ impl Publisher {
                 .with_label_values(&["frontier_gap"])
                 .inc_by(gaps as u64);
         }
-        Absorbed {
-            checkpoint: self.checkpoint(),
-            gaps,
-        }
+        let checkpoint = self.checkpoint();
+        let told = proof.regions().iter().map(|region| RegionProgress {
+            region: Arc::clone(region),
+            ts: self.frontier.min_over(&region.range),
+        });
+        self.untold = Some(FlushTable {
+            regions: told.collect(),
+            checkpoint,
+        });
+        Absorbed { checkpoint, gaps }
     }
 
-    /// Brings PD and the archive up to the proven checkpoint. Does nothing where nothing is new;
-    /// after an error the next call goes on at the step that failed.
+    /// Tells what was absorbed, and brings the archive up to the global checkpoint. Does nothing
+    /// where nothing is new; after an error the next call goes on at the step that failed.
     pub async fn publish(&mut self) -> Result<Published, PublishError> {
         let result = self.steps().await;
         if result.is_err() {
@@ -229,17 +273,19 @@ impl Publisher {
     }
 
     async fn steps(&mut self) -> Result<(), PublishError> {
-        let proven = self.checkpoint();
-        let known = self.published.global.unwrap_or(self.config.start_ts);
-        if proven > known {
-            let holds = self.sink.raise_global(proven).await;
-            let holds = holds.map_err(|source| PublishError::Global { ts: proven, source })?;
-            self.published.global = Some(holds);
-            self.show(holds);
+        if let Some(table) = &self.untold {
+            let ts = table.checkpoint;
+            let holds = self.sink.tell(table).await;
+            let holds = holds.map_err(|source| PublishError::Tell { ts, source })?;
+            self.untold = None;
+            if let Some(holds) = holds {
+                self.learn(holds);
+            }
         }
-        let Some(ts) = self.published.global else {
+        let Some(global) = self.published.global else {
             return Ok(());
         };
+        let ts = global.min(self.config.end_ts);
         if ts > self.published.object {
             let bytes = Bytes::copy_from_slice(&checkpoint_ts::encode(ts));
             let path = checkpoint_path(self.config.store_id);

@@ -19,6 +19,7 @@ package!(errorpb, "errorpb");
 package!(etcdserverpb, "etcdserverpb");
 package!(import_sstpb, "import_sstpb");
 package!(kvrpcpb, "kvrpcpb");
+package!(logbackup, "logbackup");
 package!(metapb, "metapb");
 package!(mvccpb, "mvccpb");
 package!(pdpb, "pdpb");

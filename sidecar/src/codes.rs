@@ -191,9 +191,9 @@ codes! {
     }
     TaskExists = 1301 {
         title: "A task is already registered",
-        cause: "One task at a time is supported, as by BR.",
+        cause: "A task has that name, logs keys of the same ranges, or writes into the same storage.",
         effect: "Nothing was changed.",
-        action: "Use the task that is there (`tikv-pitr log list`), or stop it first."
+        action: "Use the task that is there (`tikv-pitr log list`), stop it first, or give this one other ranges and a storage of its own."
     }
     TaskNotFound = 1302 {
         title: "No such task",

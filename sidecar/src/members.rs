@@ -21,6 +21,8 @@ pub struct Member {
     pub daemon: String,
     /// Where its admin pages are.
     pub address: String,
+    /// Where its log backup service is.
+    pub log_backup_address: String,
     /// Name of its machine.
     pub host: String,
     /// Version of the binary.
@@ -83,6 +85,8 @@ pub enum StateOnStore {
     Running,
     /// The pause key exists: nothing is tailed.
     Paused,
+    /// The archive reaches the end of the task: nothing is tailed any more.
+    Finished,
     /// Something is wrong; it is tried again unless `gap` is set.
     Failing {
         /// What, where and what to do.
@@ -106,6 +110,7 @@ impl From<&TaskState> for StateOnStore {
             TaskState::Loading => StateOnStore::Loading,
             TaskState::Running => StateOnStore::Running,
             TaskState::Paused => StateOnStore::Paused,
+            TaskState::Finished => StateOnStore::Finished,
             TaskState::Failing {
                 reason,
                 since,
@@ -127,6 +132,7 @@ impl fmt::Display for StateOnStore {
             StateOnStore::Loading => f.write_str("loading"),
             StateOnStore::Running => f.write_str("running"),
             StateOnStore::Paused => f.write_str("paused"),
+            StateOnStore::Finished => f.write_str("finished"),
             StateOnStore::Failing {
                 reason,
                 since,
@@ -268,6 +274,7 @@ impl StateOnStore {
             StateOnStore::Loading => "loading",
             StateOnStore::Running => "running",
             StateOnStore::Paused => "paused",
+            StateOnStore::Finished => "finished",
             StateOnStore::Failing { .. } => "failing",
             StateOnStore::NotLoaded => "not_loaded",
             StateOnStore::NoSidecar => "no_sidecar",

@@ -21,6 +21,19 @@ const ERROR: &str = "ERROR";
 const TEXT: &str = "text/plain;charset=UTF-8";
 const PROTOBUF_ERROR: &str = "brpb.StreamBackupError";
 
+/// Error codes of TiKV (`components/error_code/src/backup_stream.rs`) behind which the outside
+/// world stands, not the data.
+const TRANSIENT: [&str; 8] = [
+    "KV:LogBackup:Io",
+    "KV:LogBackup:Pd",
+    "KV:LogBackup:gRPC",
+    "KV:LogBackup:RaftReq",
+    "KV:LogBackup:RaftStore",
+    "KV:LogBackup:Txn",
+    "KV:LogBackup:Scheduler",
+    "KV:LogBackup:ObserveCancel",
+];
+
 /// What the key says, in BR's words.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Pause {
@@ -78,6 +91,14 @@ impl Pause {
         }
     }
 
+    /// A pause by this process because something is wrong.
+    pub fn by_failure(message: &str) -> Self {
+        Pause {
+            severity: ERROR.to_owned(),
+            ..Pause::by_us(Some(message))
+        }
+    }
+
     /// The value of the key.
     pub fn encode(&self) -> Result<Vec<u8>, serde_json::Error> {
         let message = self.message.as_deref();
@@ -111,6 +132,14 @@ impl Pause {
     /// Whether the task was paused because something failed.
     pub fn is_error(&self) -> bool {
         self.severity == ERROR
+    }
+
+    /// Whether a store gave up for a reason that may have passed by itself: PD, other stores or the
+    /// storage could not be reached. Never a pause by hand, nor one because of lag or of lost history.
+    pub fn is_transient(&self) -> bool {
+        let message = self.message.as_deref().unwrap_or_default();
+        let code = message.split(' ').next().unwrap_or_default();
+        self.is_error() && TRANSIENT.contains(&code)
     }
 
     /// In one line: who, when and why.
@@ -209,6 +238,14 @@ mod tests {
     }
 
     #[test]
+    fn a_pause_because_of_a_failure_is_an_error_for_every_tool() {
+        let pause = Pause::decode(&Pause::by_failure("lags by 48 h").encode().unwrap());
+        assert!(pause.is_error());
+        assert_eq!(pause.message.as_deref(), Some("lags by 48 h"));
+        assert!(!Pause::by_us(None).is_error());
+    }
+
+    #[test]
     fn the_error_of_a_store_is_shown_as_text() {
         let error = StreamBackupError {
             error_code: "KV:LogBackup:Io".to_owned(),
@@ -229,6 +266,20 @@ mod tests {
             pause.message.as_deref(),
             Some("KV:LogBackup:Io [store = 1] disk")
         );
+        assert!(pause.is_transient());
+        let not = |change: fn(&mut Pause)| {
+            let mut other = pause.clone();
+            change(&mut other);
+            !other.is_transient()
+        };
+        assert!(not(|pause| pause.severity = "MANUAL".to_owned()));
+        assert!(not(
+            |pause| pause.message = Some("PITR:Gap [store = 1] GC".to_owned())
+        ));
+        assert!(not(
+            |pause| pause.message = Some("the lag limit is reached".to_owned())
+        ));
+        assert!(not(|pause| pause.message = None));
         assert!(
             pause
                 .one_line()

@@ -38,6 +38,8 @@ pub struct Request {
     pub storage_url: String,
     /// Begin of the log; now if `None`.
     pub start: Option<Point>,
+    /// End of the log; none if `None`.
+    pub end: Option<Point>,
     /// Raw ranges, sorted, not overlapping.
     pub ranges: Vec<RawRange>,
     /// Also on a TiKV that can abort under a change stream.
@@ -73,8 +75,10 @@ pub async fn start(cluster: &Cluster, request: Request) -> Result<Started, Failu
     if !request.allow_unsafe_version {
         fitness::safe_version(&stores)?;
     }
-    refuse_running(cluster).await?;
+    refuse_running(cluster, &request, &storage.uri()).await?;
+    refuse_import(cluster).await?;
     let now = cluster.now().await?;
+    let end_ts = resolve_end(request.end.as_ref(), now)?;
     if !request.allow_r {
         refuse_keys_that_get_lost(cluster, &request.ranges, now).await?;
     }
@@ -117,7 +121,7 @@ pub async fn start(cluster: &Cluster, request: Request) -> Result<Started, Failu
     let info = StreamBackupTaskInfo {
         storage: Some(backend),
         start_ts: started.start_ts.get(),
-        end_ts: NO_END,
+        end_ts,
         name: request.task.clone(),
         table_filter: vec!["*.*".to_owned()],
         compression_type: CompressionType::Zstd as i32,
@@ -147,14 +151,30 @@ async fn refuse_keys_that_get_lost(
     Err(Failure::new(Code::KeysNotCaptured, what).at(shown.join(" ")))
 }
 
-async fn refuse_running(cluster: &Cluster) -> Result<(), Failure> {
+/// An archive is that of one task: a checkpoint in it speaks for all of its log.
+async fn refuse_running(cluster: &Cluster, request: &Request, uri: &str) -> Result<(), Failure> {
     let (tasks, _) = cluster.tasks.list().await?;
-    if let Some(task) = tasks.into_iter().next() {
-        return Err(TaskError::Exists {
+    let asked = Task {
+        name: request.task.clone(),
+        info: StreamBackupTaskInfo::default(),
+        ranges: request.ranges.clone(),
+        paused: false,
+    };
+    // The transaction at the end refuses it too; nothing should have been written by then.
+    let in_the_way = |task: &Task| {
+        let same_storage = crate::storage::uri_of_task(&task.info) == uri;
+        same_storage || task.name == asked.name || task.overlaps(&asked)
+    };
+    match tasks.into_iter().find(in_the_way) {
+        None => Ok(()),
+        Some(task) => Err(TaskError::Exists {
             existing: task.name,
         }
-        .into());
+        .into()),
     }
+}
+
+async fn refuse_import(cluster: &Cluster) -> Result<(), Failure> {
     let (imports, _) = cluster.etcd.get_prefix(BRIE_IMPORT).await?;
     match imports.first() {
         None => Ok(()),
@@ -181,6 +201,23 @@ fn resolve_start(start: Option<&Point>, now: Ts) -> Result<Ts, Failure> {
             .action("leave `--start-ts` out to start now"));
     }
     Ok(ts)
+}
+
+/// A log that ends before it begins would promise everything at once.
+fn resolve_end(end: Option<&Point>, now: Ts) -> Result<u64, Failure> {
+    let Some(point) = end else {
+        return Ok(NO_END);
+    };
+    let ts = point
+        .resolve(now, Some(now))
+        .map_err(|error| Failure::from_error(Code::BadTime, &error))?;
+    if ts <= now {
+        let what = format!("end-ts {} is not in the future", time::line(ts));
+        return Err(Failure::new(Code::BadTime, what)
+            .at(format!("PD's now is {}", time::line(now)))
+            .action("leave `--end-ts` out for a log without an end"));
+    }
+    Ok(ts.get())
 }
 
 /// The ranges that the archive was begun with. Only our own starts tell them; an archive of others

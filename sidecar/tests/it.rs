@@ -14,8 +14,12 @@ mod archives;
 mod broken_archives;
 #[path = "it/bucket.rs"]
 mod bucket;
+#[path = "it/builtin.rs"]
+mod builtin;
 #[path = "it/command.rs"]
 mod command;
+#[path = "it/coordination.rs"]
+mod coordination;
 #[path = "it/fence.rs"]
 mod fence;
 #[path = "it/fronts.rs"]

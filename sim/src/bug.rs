@@ -36,11 +36,15 @@ pub enum Bug {
     ResolvedBeforeScan,
     /// A subscription does not scan what it missed.
     NoScan,
+    /// The coordinator takes the minimum over what it was told last, not over the whole task.
+    HoleIgnored,
+    /// A store's answer counts for a region in whatever version it is now.
+    VersionIgnored,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 16] = [
+    pub const ALL: [Bug; 18] = [
         Bug::PublishBeforeUpload,
         Bug::ProgressFromNow,
         Bug::RetryWithFreshProgress,
@@ -57,5 +61,7 @@ impl Bug {
         Bug::LocksIgnored,
         Bug::ResolvedBeforeScan,
         Bug::NoScan,
+        Bug::HoleIgnored,
+        Bug::VersionIgnored,
     ];
 }

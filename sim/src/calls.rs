@@ -11,6 +11,8 @@ use parking_lot::Mutex;
 use pitr_format::Ts;
 use tokio::sync::oneshot;
 
+use crate::coordinator::Lines;
+
 /// What is asked for.
 #[derive(Clone, Debug)]
 pub enum Request {
@@ -38,18 +40,37 @@ pub enum Request {
     Tso,
     /// The global checkpoint that PD holds.
     LoadGlobal,
-    /// Raise it.
-    RaiseGlobal(Ts),
-    /// Note the archive's checkpoint in PD.
-    SetStorage(Ts),
+    /// Raise it, if the key of this candidate still exists.
+    RaiseGlobal {
+        /// The value.
+        ts: Ts,
+        /// When the key was created.
+        revision: u64,
+    },
+    /// Note the checkpoint that a store's object holds.
+    SetStorage {
+        /// The value.
+        ts: Ts,
+        /// The store.
+        store: u64,
+    },
+    /// Stand for election.
+    Stand,
+    /// Renew the lease of a candidate.
+    Beat(u64),
+    /// Who is first in the queue.
+    Leader,
+    /// Ask a store what is durable in the regions that it leads.
+    Poll(u64),
 }
 
 impl Request {
     /// Whether PD is asked, not the storage.
     pub fn is_pd(&self) -> bool {
+        use Request::{Beat, Leader, LoadGlobal, RaiseGlobal, SetStorage, Stand, Tso};
         matches!(
             self,
-            Request::Tso | Request::LoadGlobal | Request::RaiseGlobal(_) | Request::SetStorage(_)
+            Tso | LoadGlobal | RaiseGlobal { .. } | SetStorage { .. } | Stand | Beat(_) | Leader
         )
     }
 }
@@ -71,6 +92,12 @@ pub enum Reply {
     Ts(Ts),
     /// The global checkpoint.
     Global(Option<Ts>),
+    /// When a candidate's key was created.
+    Revision(u64),
+    /// The first of the candidates.
+    Leader(Option<u64>),
+    /// What a store has durable.
+    Lines(Lines),
     /// An error that may go away.
     Failed,
 }

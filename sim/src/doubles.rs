@@ -5,11 +5,13 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use parking_lot::Mutex;
 use pitr_format::{Class, Ts};
-use pitr_observer::{ProgressSink, SinkError};
+use pitr_observer::{FlushTable, ProgressSink, RegionProgress, SinkError};
 use pitr_storage::{ObjectInfo, Payload, Storage, StorageError, StorageErrorKind};
 
 use crate::calls::{Calls, Reply, Request};
+use crate::node::{Board, TableLine};
 
 /// Where the storage double says it is.
 const URI: &str = "sim://archive";
@@ -109,13 +111,20 @@ impl Storage for SimStorage {
     }
 }
 
-/// PD, through pending calls.
-pub struct SimPd(pub Arc<Calls>);
+/// PD as a node sees it, through pending calls.
+pub struct SimPd {
+    /// The calls of the node.
+    pub calls: Arc<Calls>,
+    /// The store of the node.
+    pub store: u64,
+    /// Where flush tables go.
+    pub board: Arc<Mutex<Board>>,
+}
 
 impl SimPd {
     /// A timestamp; `None` while PD is away.
     pub async fn tso(&self) -> Option<Ts> {
-        match self.0.call(Request::Tso).await {
+        match self.calls.call(Request::Tso).await {
             Reply::Ts(ts) => Some(ts),
             _ => None,
         }
@@ -123,7 +132,7 @@ impl SimPd {
 
     /// The global checkpoint that PD holds; `None` while PD is away.
     pub async fn load_global(&self) -> Option<Option<Ts>> {
-        match self.0.call(Request::LoadGlobal).await {
+        match self.calls.call(Request::LoadGlobal).await {
             Reply::Global(ts) => Some(ts),
             _ => None,
         }
@@ -132,15 +141,22 @@ impl SimPd {
 
 #[async_trait]
 impl ProgressSink for SimPd {
-    async fn raise_global(&self, ts: Ts) -> Result<Ts, SinkError> {
-        match self.0.call(Request::RaiseGlobal(ts)).await {
-            Reply::Ts(holds) => Ok(holds),
-            _ => Err(SinkError::new(Class::Retry, "PD is away")),
-        }
+    async fn tell(&self, table: &FlushTable) -> Result<Option<Ts>, SinkError> {
+        let line = |line: &RegionProgress| TableLine {
+            region: line.region.id,
+            version: line.region.version,
+            range: line.region.range.clone(),
+            ts: line.ts,
+        };
+        self.board
+            .lock()
+            .flushed(table.regions.iter().map(line).collect());
+        Ok(None)
     }
 
     async fn set_storage_checkpoint(&self, ts: Ts) -> Result<(), SinkError> {
-        match self.0.call(Request::SetStorage(ts)).await {
+        let store = self.store;
+        match self.calls.call(Request::SetStorage { ts, store }).await {
             Reply::Done => Ok(()),
             _ => Err(SinkError::new(Class::Retry, "PD is away")),
         }

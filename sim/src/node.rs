@@ -1,6 +1,7 @@
-//! The life of the observer: start from the durable truth, flush, publish, until it dies. The
-//! sidecar's session in small, over the same parts.
+//! The life of the observer beside one store: start from the durable truth, flush, tell, publish
+//! what it learns, until it dies. The sidecar's session in small, over the same parts.
 
+use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::Poll;
@@ -15,11 +16,10 @@ use pitr_observer::{
 
 use crate::SimError;
 use crate::bug::Bug;
+use crate::coordinator::Lines;
 use crate::doubles::{SimPd, SimStorage};
 use crate::planted::Planted;
 
-/// The only store of the world.
-pub const STORE: u64 = 1;
 /// A step that failed is tried again after this time.
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -27,6 +27,8 @@ const AGAIN: Duration = Duration::from_secs(1);
 pub struct Setup {
     /// Its environment.
     pub env: Env,
+    /// The store beside it.
+    pub store: u64,
     /// The archive.
     pub storage: Arc<SimStorage>,
     /// PD.
@@ -54,10 +56,38 @@ pub struct Board {
     pub running: Option<(ObserverHandle, SharedFrontier)>,
     /// What the source told so far: only planted mistakes look at it.
     pub told: Vec<RangeProgress>,
+    /// The global checkpoint as PD's watch told it.
+    pub global: Option<Ts>,
+    /// The last flush table: what polls are answered with.
+    pub table: Vec<TableLine>,
+    /// Tables that were not sent to the coordinator yet.
+    pub unsent: VecDeque<Lines>,
     /// Generations made durable.
     pub flushes: u64,
     /// Flushes that failed.
     pub failed_flushes: u64,
+}
+
+/// A line of a flush table.
+#[derive(Clone, Debug)]
+pub struct TableLine {
+    /// The region.
+    pub region: u64,
+    /// Its version.
+    pub version: u64,
+    /// Its range.
+    pub range: EncodedRange,
+    /// Up to where it is durable.
+    pub ts: Ts,
+}
+
+impl Board {
+    /// A flush became durable.
+    pub fn flushed(&mut self, table: Vec<TableLine>) {
+        let line = |line: &TableLine| (line.range.clone(), line.ts);
+        self.unsent.push_back(table.iter().map(line).collect());
+        self.table = table;
+    }
 }
 
 struct Node {
@@ -101,7 +131,10 @@ pub async fn live(setup: Setup) -> SimError {
                 Err(error) => return error,
             }
         }
-        if node.publish_again.is_some_and(|at| at <= env.clock.now()) {
+        let told = node.setup.board.lock().global;
+        let is_news = told > node.publisher.published().global;
+        if is_news || node.publish_again.is_some_and(|at| at <= env.clock.now()) {
+            node.learn(told);
             node.publish().await;
         }
         pause().await;
@@ -137,9 +170,10 @@ impl Node {
         let flusher = opened.ok()?;
         let config = PublisherConfig {
             task: "sim".to_owned(),
-            store_id: STORE,
+            store_id: setup.store,
             ranges: setup.ranges.clone(),
             start_ts: setup.start_ts,
+            end_ts: Ts::MAX,
             global_checkpoint: global,
         };
         let pd = setup.pd.clone();
@@ -149,8 +183,8 @@ impl Node {
         let observer = Observer::start(setup.observer.clone(), setup.env.clone(), ranges).ok()?;
         let planted = setup.bug.map(|bug| {
             let start = global.unwrap_or(setup.start_ts);
-            let doubles = (setup.storage.clone(), setup.pd.clone());
-            Planted::new(bug, start, setup.ranges.clone(), doubles, STORE)
+            let doubles = (setup.storage.clone(), setup.board.clone());
+            Planted::new(bug, start, setup.ranges.clone(), doubles, setup.store)
         });
         setup.board.lock().running = Some((observer.clone(), publisher.frontier()));
         Some(Parts {
@@ -169,7 +203,7 @@ impl Node {
             None => self.observer.seal().await.map_err(gave_up)?,
         };
         if self.setup.bug == Some(Bug::PublishBeforeUpload) {
-            self.publish_planted(generation.progress()).await;
+            self.tell_planted(generation.progress()).await;
         }
         let Some(flush_ts) = self.setup.pd.tso().await else {
             self.generation = Some(generation);
@@ -192,12 +226,12 @@ impl Node {
             return Err(SimError::Observer(format!("{} gaps", absorbed.gaps)));
         }
         match self.setup.bug {
-            Some(Bug::ProgressFromNow) => self.publish_planted(&self.told()).await,
+            Some(Bug::ProgressFromNow) => self.tell_planted(&self.told()).await,
             Some(Bug::RetryWithFreshProgress) if repeated => {
-                self.publish_planted(&self.told()).await;
+                self.tell_planted(&self.told()).await;
             }
             Some(Bug::RegionIgnored | Bug::ObjectBeforeGlobal | Bug::ScanFromResolved) => {
-                self.publish_planted(proof.progress()).await;
+                self.tell_planted(proof.progress()).await;
             }
             _ => self.publish().await,
         }
@@ -208,10 +242,18 @@ impl Node {
         self.setup.board.lock().told.clone()
     }
 
-    async fn publish_planted(&mut self, claims: &[RangeProgress]) {
+    async fn tell_planted(&mut self, claims: &[RangeProgress]) {
         if let Some(planted) = &mut self.planted {
-            planted.believe(claims);
-            planted.publish().await;
+            planted.tell(claims).await;
+        }
+    }
+
+    fn learn(&mut self, global: Option<Ts>) {
+        if let Some(global) = global {
+            self.publisher.learn(global);
+            if let Some(planted) = &mut self.planted {
+                planted.learn(global);
+            }
         }
     }
 
@@ -240,7 +282,7 @@ async fn sleep(env: &Env, time: Duration) {
 }
 
 /// Lets the world take one step.
-async fn pause() {
+pub async fn pause() {
     let mut paused = false;
     poll_fn(|_| {
         if std::mem::replace(&mut paused, true) {

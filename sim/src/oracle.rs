@@ -1,11 +1,12 @@
 //! What must hold, from the rules of the format: checked whenever a meta appears, whenever PD or
 //! the archive is told a checkpoint, and nowhere relying on the product's own idea of progress.
 //!
-//! - `.log` objects first, then the meta that refers to them, then the global checkpoint, then
-//!   `<store>.ts` with no more than that, then the storage checkpoint with the same value;
+//! - `.log` objects first, then the meta that refers to them, then the global checkpoint, which
+//!   speaks for all stores, then each `<store>.ts` with no more than that, then the storage
+//!   checkpoint of that store with the same value;
 //! - at each of the last three: every version decided at or below the ts can be read from the
 //!   archive, with its value; nothing that was never written can be;
-//! - checkpoints never fall; flush ts rise from meta to meta, over restarts too; no object is
+//! - checkpoints never fall; flush ts of a store rise from meta to meta, over restarts too; no object is
 //!   written a second time with other bytes.
 
 use std::collections::BTreeMap;
@@ -19,9 +20,10 @@ use pitr_format::write_cf::{WriteRecord, WriteType};
 use pitr_format::{Cf, EncodedRange, KvRecord, OpKind, Ts, checkpoint_ts, key};
 
 use crate::SimError;
-use crate::node::STORE;
 use crate::store::{Decided, Version, contains, rows_of};
 
+/// Stores at most.
+pub const STORES: u64 = 3;
 /// No slice of a simulation comes near this.
 const SLICE_LIMIT: u64 = 64 << 20;
 
@@ -37,13 +39,14 @@ pub struct Oracle {
     missing: BTreeMap<(Ts, Vec<u8>), Vec<KvRecord>>,
     /// Records that metas lead to, by column family and versioned key.
     archived: BTreeMap<(Cf, Bytes), Bytes>,
-    last_flush: Ts,
+    /// By store.
+    last_flush: BTreeMap<u64, Ts>,
     /// What PD holds.
     pub global: Option<Ts>,
-    /// What `<store>.ts` holds.
-    pub object: Ts,
-    /// What PD was told of it.
-    pub storage: Ts,
+    /// What each `<store>.ts` holds.
+    pub objects: BTreeMap<u64, Ts>,
+    /// What PD was told of them.
+    pub storage: BTreeMap<u64, Ts>,
     /// Checkpoints checked.
     pub checkpoints: u64,
     /// Metas read.
@@ -58,10 +61,10 @@ impl Oracle {
             decided: BTreeMap::new(),
             missing: BTreeMap::new(),
             archived: BTreeMap::new(),
-            last_flush: Ts::ZERO,
+            last_flush: BTreeMap::new(),
             global: None,
-            object: Ts::ZERO,
-            storage: Ts::ZERO,
+            objects: BTreeMap::new(),
+            storage: BTreeMap::new(),
             checkpoints: 0,
             metas: 0,
         }
@@ -85,25 +88,36 @@ impl Oracle {
 
     /// An object is about to be written; `objects` are those before.
     pub fn write(&mut self, path: &str, data: &Bytes, objects: &Objects) -> Result<(), SimError> {
-        let is_checkpoint = path == checkpoint_path(STORE);
-        if objects.get(path).is_some_and(|old| old != data) && !is_checkpoint {
+        let of_store = (1..=STORES).find(|store| path == checkpoint_path(*store));
+        if objects.get(path).is_some_and(|old| old != data) && of_store.is_none() {
             return violation(format!("{path} is written again with other bytes"));
         }
         if path.ends_with(".meta") && !objects.contains_key(path) {
             self.meta(path, data, objects)?;
         }
-        if is_checkpoint {
+        if let Some(store) = of_store {
             let ts = checkpoint_ts::decode(data).map_err(|e| broken(path, e))?;
-            if ts < self.object {
-                return violation(format!("the checkpoint falls from {} to {ts}", self.object));
+            let before = self.object(store);
+            if ts < before {
+                return violation(format!("{path} falls from {before} to {ts}"));
             }
             if self.global.is_none_or(|global| ts > global) {
                 return violation(format!("{path} says {ts}, PD {:?}", self.global));
             }
-            self.durable_up_to(ts, "the checkpoint object")?;
-            self.object = ts;
+            self.durable_up_to(ts, path)?;
+            self.objects.insert(store, ts);
         }
         Ok(())
+    }
+
+    /// What a store's checkpoint object says; zero without one.
+    pub fn object(&self, store: u64) -> Ts {
+        self.objects.get(&store).copied().unwrap_or(Ts::ZERO)
+    }
+
+    /// What a reader takes the archive to reach: the largest of all stores.
+    pub fn restorable(&self) -> Ts {
+        self.objects.values().copied().max().unwrap_or(Ts::ZERO)
     }
 
     /// PD is asked to raise the global checkpoint; what it holds then.
@@ -114,15 +128,16 @@ impl Oracle {
         Ok(holds)
     }
 
-    /// PD is told what the archive's checkpoint object says.
-    pub fn set_storage(&mut self, ts: Ts) -> Result<(), SimError> {
-        if ts > self.object || ts < self.storage {
-            let (object, before) = (self.object, self.storage);
+    /// PD is told what a store's checkpoint object says.
+    pub fn set_storage(&mut self, store: u64, ts: Ts) -> Result<(), SimError> {
+        let object = self.object(store);
+        let before = self.storage.get(&store).copied().unwrap_or(Ts::ZERO);
+        if ts > object || ts < before {
             return violation(format!(
                 "storage checkpoint {ts} after {before}, the object says {object}"
             ));
         }
-        self.storage = ts;
+        self.storage.insert(store, ts);
         Ok(())
     }
 
@@ -141,11 +156,13 @@ impl Oracle {
     fn meta(&mut self, path: &str, data: &Bytes, objects: &Objects) -> Result<(), SimError> {
         self.metas += 1;
         let name = MetaName::parse(path).map_err(|e| broken(path, e))?;
-        if name.flush_ts <= self.last_flush || name.store_id != Some(STORE) {
-            let last = self.last_flush;
-            return violation(format!("{path} does not follow flush ts {last}"));
+        let Some(store) = name.store_id else {
+            return violation(format!("{path} does not name its store"));
+        };
+        let last = self.last_flush.insert(store, name.flush_ts);
+        if last.is_some_and(|last| name.flush_ts <= last) {
+            return violation(format!("{path} does not follow flush ts {last:?}"));
         }
-        self.last_flush = name.flush_ts;
         let metadata = decode_metadata(data).map_err(|e| broken(path, e))?;
         for group in file_groups(metadata) {
             let Some(body) = objects.get(&group.path) else {
@@ -244,15 +261,15 @@ mod tests {
     fn the_checkpoint_object_follows_pd_and_the_storage_checkpoint_follows_the_object() {
         let mut oracle = oracle_with_one_version();
         let objects = Objects::new();
-        let path = checkpoint_path(STORE);
+        let path = checkpoint_path(2);
         let at = |ts: u64| Bytes::copy_from_slice(&checkpoint_ts::encode(Ts::new(ts)));
         assert!(oracle.write(&path, &at(5), &objects).is_err());
         oracle.raise_global(Ts::new(15)).unwrap();
-        assert!(oracle.set_storage(Ts::new(5)).is_err());
+        assert!(oracle.set_storage(2, Ts::new(5)).is_err());
         oracle.write(&path, &at(15), &objects).unwrap();
         assert!(oracle.write(&path, &at(14), &objects).is_err());
-        oracle.set_storage(Ts::new(15)).unwrap();
-        assert!(oracle.set_storage(Ts::new(14)).is_err());
+        oracle.set_storage(2, Ts::new(15)).unwrap();
+        assert!(oracle.set_storage(2, Ts::new(14)).is_err());
     }
 
     #[test]

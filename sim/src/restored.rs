@@ -89,7 +89,7 @@ pub(crate) fn check(world: &mut World) -> Result<u64, SimError> {
             let written = storage.put(path, bytes.clone().into()).await;
             written.map_err(failed)?;
         }
-        let end = world.oracle.object;
+        let end = world.oracle.restorable();
         let middle = world.start_ts.get() + (end.get() - world.start_ts.get()) / 2;
         let report = restore_at(&storage, end, world).await?;
         restore_at(&storage, Ts::new(middle), world).await?;

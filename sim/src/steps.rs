@@ -10,6 +10,7 @@ use rand::Rng;
 use crate::SimError;
 use crate::bug::Bug;
 use crate::calls::{Reply, Request};
+use crate::oracle::Oracle;
 use crate::source::Delivered;
 use crate::store::Change;
 use crate::world::{Weather, World};
@@ -49,16 +50,12 @@ impl World {
                 self.end(ended);
             }
             620..632 => self.reconnect(),
-            632..640 => {
-                let index = self.rng_below(self.store.regions.len());
-                let leaves = self.rng.random_bool(0.3);
-                let region = &mut self.store.regions[index];
-                region.here = !(region.here && leaves);
-                let ended = region.sub.take().filter(|_| !region.here);
-                self.end(ended);
-            }
+            632..640 => self.move_leader(),
             640..660 => self.weather = self.choose_weather(),
-            660..664 => self.crash()?,
+            660..664 => {
+                let at = self.rng_below(self.processes.len());
+                self.crash(at)?;
+            }
             664..700 => self.clock.pass(Duration::from_millis(700)),
             _ => {}
         }
@@ -71,36 +68,78 @@ impl World {
         Ok(())
     }
 
-    /// Something moves: an event, a worker, a job, a call, or the node itself.
+    /// The leader of a region moves to another store, or for a while to none.
+    fn move_leader(&mut self) {
+        let index = self.rng_below(self.store.regions.len());
+        let to = self.rng.random_range(0..=self.processes.len() as u64);
+        let region = &mut self.store.regions[index];
+        let to = (to > 0).then_some(to);
+        if region.leader != to {
+            self.outcome.moves += 1;
+            region.leader = to;
+            let ended = region.sub.take();
+            self.end(ended);
+        }
+    }
+
+    /// Something moves in one of the processes: an event, a worker, a job, a call, a message of the
+    /// coordinator, or the process itself.
     fn background(&mut self) -> Result<(), SimError> {
-        match self.rng.random_range(0..10) {
-            0..3 => self.deliver(),
-            3..5 if self.spawner.workers() > 0 => {
-                let worker = self.rng_below(self.spawner.workers());
+        let at = self.rng_below(self.processes.len());
+        let workers = self.processes[at].spawner.workers();
+        match self.rng.random_range(0..13) {
+            0..3 => self.deliver(at),
+            3..5 if workers > 0 => {
+                let worker = self.rng_below(workers);
                 for _ in 0..self.rng.random_range(1..6) {
-                    if self.spawner.step(worker) != Step::Worked {
+                    if self.processes[at].spawner.step(worker) != Step::Worked {
                         break;
                     }
                 }
             }
             5 => {
-                self.spawner.run_job();
+                self.processes[at].spawner.run_job();
             }
-            6..9 => self.progress_call()?,
-            _ => {}
+            6..9 => self.progress_call(at, false)?,
+            9..11 => self.progress_call(at, true)?,
+            11 => self.send_table(at),
+            _ => self.ring(at),
         }
-        self.board.lock().told = self.source.claims();
-        self.poll_node()
+        let process = &self.processes[at];
+        process.board.lock().told = process.source.claims();
+        self.poll_process(at)
+    }
+
+    /// A flush table reaches those who listen, or is lost with a stream.
+    fn send_table(&mut self, at: usize) {
+        let Some(lines) = self.processes[at].board.lock().unsent.pop_front() else {
+            return;
+        };
+        for process in &self.processes {
+            let lost = !self.calm && self.rng.random_bool(0.2);
+            let mut heard = process.heard.lock();
+            if heard.leads && !lost {
+                heard.lines.push_back(lines.clone());
+            }
+        }
+    }
+
+    /// PD's watch tells the checkpoint.
+    fn ring(&mut self, at: usize) {
+        if !self.weather.pd_away {
+            self.processes[at].board.lock().global = self.oracle.global;
+        }
     }
 
     /// A call takes its next step, or fails.
-    fn progress_call(&mut self) -> Result<(), SimError> {
-        let waiting = self.calls.waiting();
+    fn progress_call(&mut self, at: usize, of_candidate: bool) -> Result<(), SimError> {
+        let calls = self.processes[at].calls(of_candidate).clone();
+        let waiting = calls.waiting();
         if waiting.is_empty() {
             return Ok(());
         }
         let id = waiting[self.rng_below(waiting.len())];
-        let Some(request) = self.calls.request(id) else {
+        let Some(request) = calls.request(id) else {
             return Ok(());
         };
         let luck = self.rng.random_range(0..100);
@@ -112,21 +151,21 @@ impl World {
         } = self.weather;
         let name = name_of(&request);
         if request.is_pd() && pd_away || luck < before {
-            self.trace.note(format_args!("{name} fails"));
+            self.trace.note(format_args!("{}: {name} fails", at + 1));
             self.outcome.faults += 1;
             let reply = self.failure(&request);
-            self.calls.answer(id, Some(reply));
+            calls.answer(id, Some(reply));
         } else if luck < before + after {
-            self.take_effect(id)?;
+            self.take_effect(at, of_candidate, id)?;
             self.trace
-                .note(format_args!("{name} fails after its effect"));
+                .note(format_args!("{}: {name} fails after its effect", at + 1));
             self.outcome.faults += 1;
-            self.calls.answer(id, Some(Reply::Failed));
+            calls.answer(id, Some(Reply::Failed));
         } else if luck < before + after + slow {
-            self.take_effect(id)?;
+            self.take_effect(at, of_candidate, id)?;
         } else {
-            self.take_effect(id)?;
-            self.calls.answer(id, None);
+            self.take_effect(at, of_candidate, id)?;
+            calls.answer(id, None);
         }
         Ok(())
     }
@@ -143,78 +182,24 @@ impl World {
         }
     }
 
-    /// A call that had no effect yet has it now.
-    pub(crate) fn take_effect(&mut self, id: u64) -> Result<(), SimError> {
-        let Some(request) = self.calls.without_effect(id) else {
-            return Ok(());
-        };
-        self.trace.note(format_args!("{}", name_of(&request)));
-        let reply = match request {
-            Request::Put { path, data, new } => self.put(path, data, new)?,
-            Request::Get { path, range } => match (self.objects.get(&path), range) {
-                (None, _) => Reply::NotFound,
-                (Some(data), None) => Reply::Data(data.clone()),
-                (Some(data), Some(range)) => {
-                    let end = (range.end as usize).min(data.len());
-                    Reply::Data(data.slice((range.start as usize).min(end)..end))
-                }
-            },
-            Request::List(prefix) => {
-                let inside = self.objects.range(prefix.clone()..);
-                let inside = inside.take_while(|(path, _)| path.starts_with(&prefix));
-                Reply::Listed(inside.map(|(p, d)| (p.clone(), d.len() as u64)).collect())
-            }
-            Request::Delete(path) => {
-                self.objects.remove(&path);
-                Reply::Done
-            }
-            Request::Tso => Reply::Ts(self.tso()),
-            Request::LoadGlobal => Reply::Global(self.oracle.global),
-            Request::RaiseGlobal(ts) => Reply::Ts(self.oracle.raise_global(ts)?),
-            Request::SetStorage(ts) => {
-                self.oracle.set_storage(ts)?;
-                Reply::Done
-            }
-        };
-        self.calls.had_effect(id, reply);
-        Ok(())
-    }
-
-    fn put(&mut self, path: String, data: Bytes, new: bool) -> Result<Reply, SimError> {
-        if new && self.objects.contains_key(&path) {
-            return Ok(Reply::Exists);
-        }
-        if self.bug == Some(Bug::MetaBeforeLogs) && path.ends_with(".log") {
-            self.held_back.push((path, data));
-            return Ok(Reply::Done);
-        }
-        self.oracle.write(&path, &data, &self.objects)?;
-        let is_meta = path.ends_with(".meta");
-        self.objects.insert(path, data);
-        if is_meta {
-            self.objects.extend(self.held_back.drain(..));
-        }
-        Ok(Reply::Done)
-    }
-
-    fn deliver(&mut self) {
-        let Some((observer, _)) = self.board.lock().running.clone() else {
+    fn deliver(&mut self, at: usize) {
+        let Some((observer, _)) = self.processes[at].board.lock().running.clone() else {
             return;
         };
-        let busy = self.source.busy();
+        let busy = self.processes[at].source.busy();
         if busy.is_empty() {
             return;
         }
         let sub = busy[self.rng_below(busy.len())];
         for _ in 0..self.rng.random_range(1..8) {
-            match self.source.deliver(sub, &observer) {
+            match self.processes[at].source.deliver(sub, &observer) {
                 Delivered::Taken => {}
                 Delivered::Nothing => return,
                 Delivered::Full => {
                     if !self.calm && self.rng.random_bool(0.1) {
                         // Regions are given back, newest first, and scanned again later.
-                        let newest = self.source.newest();
-                        self.forget(newest);
+                        let newest = self.processes[at].source.newest();
+                        self.forget(at, newest);
                     }
                     return;
                 }
@@ -222,16 +207,16 @@ impl World {
         }
     }
 
-    fn forget(&mut self, sub: Option<u64>) {
+    fn forget(&mut self, at: usize, sub: Option<u64>) {
         for region in &mut self.store.regions {
-            if region.sub == sub {
+            if sub.is_some() && region.sub == sub {
                 region.sub = None;
             }
         }
         if let Some(sub) = sub {
             self.trace
                 .note(format_args!("subscription {sub} is given back"));
-            self.source.end(sub, 0);
+            self.processes[at].source.end(sub, 0);
         }
     }
 
@@ -246,23 +231,30 @@ impl World {
         for sub in subs {
             let keep = [0, 1, 3, usize::MAX][self.rng_below(4)];
             self.trace.note(format_args!("subscription {sub} ends"));
-            self.source.end(sub, keep);
+            // Only one of them knows it.
+            for process in &mut self.processes {
+                process.source.end(sub, keep);
+            }
         }
     }
 
+    /// Each running process subscribes what its store leads.
     fn subscribe(&mut self) {
-        let Some((_, frontier)) = self.board.lock().running.clone() else {
-            return;
-        };
         for index in 0..self.store.regions.len() {
             let region = &self.store.regions[index];
-            if region.sub.is_some() || !region.here || self.rng.random_bool(0.5) {
+            let process = self.processes.iter_mut();
+            let leader = process.into_iter().find(|p| region.leader == Some(p.store));
+            let Some(process) = leader else { continue };
+            let Some((_, frontier)) = process.board.lock().running.clone() else {
+                continue;
+            };
+            if region.sub.is_some() || self.rng.random_bool(0.5) {
                 continue;
             }
             let meta = region.meta.clone();
             let mut from = frontier.min_over(&meta.range);
             if self.bug == Some(Bug::ScanFromResolved) {
-                from = from.max(self.told.min_over(&meta.range));
+                from = from.max(process.told.min_over(&meta.range));
             }
             let scan = match self.bug {
                 Some(Bug::NoScan) => Vec::new(),
@@ -271,10 +263,12 @@ impl World {
             let sub = self.next_sub;
             self.next_sub += 1;
             self.trace.note(format_args!(
-                "subscription {sub} of region {} from {from}",
-                meta.id
+                "{}: subscription {sub} of region {} from {from}",
+                process.store, meta.id
             ));
-            self.source.subscribe(sub, &meta, from, scan, &mut self.rng);
+            process
+                .source
+                .subscribe(sub, &meta, from, scan, &mut self.rng);
             self.store.regions[index].sub = Some(sub);
         }
     }
@@ -305,7 +299,9 @@ impl World {
     fn tell(&mut self, changes: Vec<Change>) {
         for change in changes {
             if let Some(sub) = self.store.sub_of(&change.key) {
-                self.source.rows(sub, change.rows, &mut self.rng);
+                for process in &mut self.processes {
+                    process.source.rows(sub, change.rows.clone(), &mut self.rng);
+                }
             }
         }
     }
@@ -319,8 +315,12 @@ impl World {
                 Some(Bug::LocksIgnored) => now,
                 _ => self.store.resolved(range, now),
             };
-            self.source.resolved(sub, ts);
-            self.told.raise(range, ts);
+            for process in &mut self.processes {
+                process.source.resolved(sub, ts);
+                if region.leader == Some(process.store) {
+                    process.told.raise(range, ts);
+                }
+            }
         }
     }
 
@@ -350,27 +350,33 @@ impl World {
         self.rng.random_range(0..end)
     }
 
-    /// Faults cease, all transactions end, all regions are here: the checkpoint must come up.
+    /// Faults cease, all transactions end, each region has a leader: the checkpoint must come up at
+    /// every store.
     pub(crate) fn settle(&mut self) -> Result<(), SimError> {
         self.weather = Weather::default();
         self.calm = true;
         self.trace.note(format_args!("calm"));
         for region in &mut self.store.regions {
-            region.here = true;
+            region.leader.get_or_insert(1);
         }
         while self.store.open() > 0 {
             self.commit(0);
         }
         let wanted = self.tso();
         let until = self.clock.ms() + PATIENCE.as_millis() as u64;
-        while self.oracle.object < wanted || self.oracle.storage != self.oracle.object {
+        let stores: Vec<u64> = self.processes.iter().map(|p| p.store).collect();
+        let arrived = |oracle: &Oracle| {
+            let all = stores.iter().all(|store| oracle.object(*store) >= wanted);
+            all && oracle.storage == oracle.objects
+        };
+        while !arrived(&self.oracle) {
             if self.clock.ms() > until {
-                let object = self.oracle.object;
-                return Err(SimError::Stuck(format!("{object} stays below {wanted}")));
+                let objects = &self.oracle.objects;
+                return Err(SimError::Stuck(format!("{objects:?} stay below {wanted}")));
             }
             self.subscribe();
             self.resolve();
-            for _ in 0..60 {
+            for _ in 0..60 * stores.len() {
                 self.background()?;
             }
             self.clock.pass(Duration::from_millis(200));
@@ -379,7 +385,7 @@ impl World {
     }
 }
 
-fn name_of(request: &Request) -> String {
+pub(crate) fn name_of(request: &Request) -> String {
     match request {
         Request::Put { path, data, .. } => format!("put {path} of {} bytes", data.len()),
         Request::Get { path, .. } => format!("get {path}"),

@@ -1,4 +1,4 @@
-//! The observed store: regions, transactions, and every version ever written.
+//! The observed cluster: regions and their leaders, transactions, and every version ever written.
 
 use std::collections::BTreeMap;
 
@@ -25,8 +25,8 @@ pub struct Region {
     pub meta: RegionMeta,
     /// Its subscription.
     pub sub: Option<SubId>,
-    /// Whether this store leads it.
-    pub here: bool,
+    /// The store that leads it, if one does.
+    pub leader: Option<u64>,
 }
 
 /// A transaction that holds locks.
@@ -81,7 +81,7 @@ impl Store {
             regions: vec![Region {
                 meta,
                 sub: None,
-                here: true,
+                leader: Some(1),
             }],
             versions: BTreeMap::new(),
             begun: Vec::new(),
@@ -254,11 +254,11 @@ impl Store {
         meta.range.start = at;
         meta.id = self.next_region;
         self.next_region += 1;
-        let here = left.here;
+        let leader = left.leader;
         let right = Region {
             meta,
             sub: None,
-            here,
+            leader,
         };
         self.regions.insert(index + 1, right);
         ended
@@ -274,7 +274,9 @@ impl Store {
         let ended = [left.sub.take(), right.sub];
         left.meta.version = left.meta.version.max(right.meta.version) + 1;
         left.meta.range.end = right.meta.range.end;
-        left.here &= right.here;
+        if left.leader != right.leader {
+            left.leader = None;
+        }
         ended.into_iter().flatten().collect()
     }
 }

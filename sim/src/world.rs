@@ -1,29 +1,28 @@
-//! Store, stream, observer, PD and archive together; the seed decides every step.
+//! Stores, streams, observers, coordinators, PD and archive together; the seed decides every step.
 
-use std::pin::Pin;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use bytes::Bytes;
-use parking_lot::Mutex;
 use pitr_budget::MemoryBudget;
+use pitr_coordinator::Policy;
 use pitr_format::backup_meta::{self, LogBackupMeta};
 use pitr_format::{EncodedKey, EncodedRange, Ts, object_name};
-use pitr_observer::{Env, FlusherConfig, FrontierMap, Metrics, ObserverConfig};
+use pitr_observer::{Env, FlusherConfig, Metrics, ObserverConfig};
 use prometheus::Registry;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use crate::SimError;
 use crate::bug::Bug;
-use crate::calls::Calls;
+use crate::coordinator;
 use crate::doubles::{SimPd, SimStorage};
-use crate::env::{EPOCH_MS, SimClock, SimRandom, SimSpawner};
-use crate::node::{self, Board, STORE, Setup};
-use crate::oracle::{Objects, Oracle};
+use crate::env::{EPOCH_MS, SimClock, SimRandom};
+use crate::node::{self, Setup};
+use crate::oracle::{Objects, Oracle, STORES};
+use crate::process::Process;
 use crate::restored;
-use crate::source::Source;
 use crate::store::Store;
 use crate::trace::Trace;
 
@@ -55,11 +54,13 @@ pub struct Outcome {
     pub faults: u64,
     /// Records restored at the end.
     pub restored: u64,
+    /// Moves of leaders between stores.
+    pub moves: u64,
+    /// Candidates that led and raised the checkpoint, one after the other.
+    pub leaders: u64,
     /// What happened, if asked for.
     pub trace: Vec<String>,
 }
-
-type Life = Pin<Box<dyn Future<Output = SimError>>>;
 
 /// The world.
 pub(crate) struct World {
@@ -68,11 +69,13 @@ pub(crate) struct World {
     pub(crate) clock: Arc<SimClock>,
     pub(crate) logical: u64,
     pub(crate) store: Store,
-    pub(crate) source: Source,
-    pub(crate) calls: Arc<Calls>,
-    pub(crate) spawner: Arc<SimSpawner>,
-    pub(crate) board: Arc<Mutex<Board>>,
-    pub(crate) life: Option<Life>,
+    /// One for each store.
+    pub(crate) processes: Vec<Process>,
+    /// The election in PD: revision of a key → until when its lease lives.
+    pub(crate) candidates: BTreeMap<u64, u64>,
+    pub(crate) revision: u64,
+    /// Who raised the checkpoint last.
+    pub(crate) last_leader: u64,
     pub(crate) metrics: Metrics,
     pub(crate) objects: Objects,
     pub(crate) oracle: Oracle,
@@ -80,10 +83,6 @@ pub(crate) struct World {
     /// Nothing goes wrong any more.
     pub(crate) calm: bool,
     pub(crate) bug: Option<Bug>,
-    /// Writes that the planted mistake holds back.
-    pub(crate) held_back: Vec<(String, Bytes)>,
-    /// What the store told as resolved, delivered or not.
-    pub(crate) told: FrontierMap,
     pub(crate) ranges: Vec<EncodedRange>,
     pub(crate) start_ts: Ts,
     pub(crate) next_sub: u64,
@@ -96,6 +95,7 @@ pub(crate) struct World {
 /// Sizes that the seed chooses once.
 #[derive(Clone, Debug)]
 struct Sizes {
+    stores: u64,
     observer: ObserverConfig,
     flusher: FlusherConfig,
     memory: u64,
@@ -105,6 +105,7 @@ struct Sizes {
 impl Sizes {
     fn choose(rng: &mut StdRng) -> Self {
         Sizes {
+            stores: rng.random_range(1..=STORES),
             observer: ObserverConfig {
                 shards: rng.random_range(1..=3),
                 queue_events: [2, 8, 64][rng.random_range(0..3)],
@@ -114,7 +115,7 @@ impl Sizes {
             flusher: FlusherConfig {
                 merge_limit: [500, 3000, 1 << 20][rng.random_range(0..3)],
                 concurrency: rng.random_range(1..=3),
-                ..FlusherConfig::new(STORE)
+                ..FlusherConfig::new(1)
             },
             // An open slice takes about 1.5 KB, however few rows it has.
             memory: [30_000, 100_000, 1 << 20][rng.random_range(0..3)],
@@ -158,19 +159,16 @@ impl World {
             rng,
             clock: Arc::default(),
             logical: 0,
-            source: Source::new(bug),
-            calls: Arc::default(),
-            spawner: Arc::default(),
-            board: Arc::default(),
-            life: None,
+            processes: (1..=sizes.stores).map(|id| Process::new(id, bug)).collect(),
+            candidates: BTreeMap::new(),
+            revision: 0,
+            last_leader: 0,
             metrics,
             objects: Objects::new(),
             oracle: Oracle::new(ranges.clone()),
             weather: Weather::default(),
             calm: false,
             bug,
-            held_back: Vec::new(),
-            told: FrontierMap::new(Ts::ZERO),
             ranges,
             start_ts: Ts::ZERO,
             next_sub: 1,
@@ -207,64 +205,105 @@ impl World {
         Ts::compose(EPOCH_MS + self.clock.ms(), self.logical)
     }
 
-    /// Starts the node, or starts it again, from what is durable.
-    pub(crate) fn start_node(&mut self) {
+    /// Starts a node, or starts it again, from what is durable.
+    fn start_node(&mut self, at: usize) {
         self.lives += 1;
-        self.spawner = Arc::default();
-        self.board = Arc::default();
+        let process = &mut self.processes[at];
+        process.spawner = Arc::default();
+        process.board = Arc::default();
         let env = Env {
             random: SimRandom::new(self.seed, self.lives),
-            spawner: self.spawner.clone(),
+            spawner: process.spawner.clone(),
             clock: self.clock.clone(),
             ..Env::system(self.metrics.clone(), MemoryBudget::new(self.sizes.memory))
         };
-        self.life = Some(Box::pin(node::live(Setup {
+        let pd = SimPd {
+            calls: process.calls.clone(),
+            store: process.store,
+            board: process.board.clone(),
+        };
+        process.life = Some(Box::pin(node::live(Setup {
             env,
-            storage: Arc::new(SimStorage(self.calls.clone())),
-            pd: Arc::new(SimPd(self.calls.clone())),
+            store: process.store,
+            storage: Arc::new(SimStorage(process.calls.clone())),
+            pd: Arc::new(pd),
             observer: self.sizes.observer.clone(),
-            flusher: self.sizes.flusher.clone(),
+            flusher: FlusherConfig {
+                store_id: process.store,
+                ..self.sizes.flusher.clone()
+            },
             interval: self.sizes.interval,
             start_ts: self.start_ts,
             ranges: self.ranges.clone(),
             bug: self.bug,
-            board: self.board.clone(),
+            board: process.board.clone(),
         })));
     }
 
-    /// The node dies: its memory is lost, and each write under way had its effect or had not.
-    pub(crate) fn crash(&mut self) -> Result<(), SimError> {
-        self.trace.note(format_args!("crash"));
+    fn start_candidate(&mut self, at: usize) {
+        let stores = (1..=self.sizes.stores).collect();
+        let process = &mut self.processes[at];
+        process.candidate = Some(Box::pin(coordinator::live(coordinator::Setup {
+            calls: process.candidate_calls.clone(),
+            clock: self.clock.clone(),
+            stores,
+            ranges: self.ranges.clone(),
+            policy: Policy {
+                flush_interval: self.sizes.interval,
+                lag_limit: Duration::MAX,
+                standstill: None,
+            },
+            heard: process.heard.clone(),
+            bug: self.bug,
+        })));
+    }
+
+    /// A process dies: its memory is lost, and each write under way had its effect or had not. Its
+    /// place in the election stays until the lease ends.
+    pub(crate) fn crash(&mut self, at: usize) -> Result<(), SimError> {
+        self.trace.note(format_args!("{} crashes", at + 1));
         self.outcome.crashes += 1;
-        self.life = None;
-        for id in self.calls.waiting() {
-            if self.rng.random_bool(0.5) {
-                self.take_effect(id)?;
+        self.processes[at].life = None;
+        self.processes[at].candidate = None;
+        for of_candidate in [false, true] {
+            let calls = self.processes[at].calls(of_candidate).clone();
+            for id in calls.waiting() {
+                if self.rng.random_bool(0.5) {
+                    self.take_effect(at, of_candidate, id)?;
+                }
             }
+            calls.clear();
         }
-        self.calls.clear();
-        self.held_back.clear();
-        self.note_board();
-        self.board = Arc::default();
-        self.source = Source::new(self.bug);
-        self.told = FrontierMap::new(Ts::ZERO);
+        self.note_board(at);
+        let store = self.processes[at].store;
+        self.processes[at] = Process::new(store, self.bug);
         for region in &mut self.store.regions {
-            region.sub = None;
+            if region.leader == Some(store) {
+                region.sub = None;
+            }
         }
         Ok(())
     }
 
-    fn note_board(&mut self) {
-        self.outcome.failed_flushes += std::mem::take(&mut self.board.lock().failed_flushes);
+    fn note_board(&mut self, at: usize) {
+        let board = &mut self.processes[at].board.lock();
+        self.outcome.failed_flushes += std::mem::take(&mut board.failed_flushes);
     }
 
-    /// Lets the node's future go on; starts a node if there is none.
-    pub(crate) fn poll_node(&mut self) -> Result<(), SimError> {
-        let Some(life) = &mut self.life else {
-            self.start_node();
+    /// Lets a process go on; starts it if it does not run.
+    pub(crate) fn poll_process(&mut self, at: usize) -> Result<(), SimError> {
+        let mut context = Context::from_waker(Waker::noop());
+        match &mut self.processes[at].candidate {
+            Some(candidate) => {
+                // It never ends.
+                let _ = candidate.as_mut().poll(&mut context);
+            }
+            None => self.start_candidate(at),
+        }
+        let Some(life) = &mut self.processes[at].life else {
+            self.start_node(at);
             return Ok(());
         };
-        let mut context = Context::from_waker(Waker::noop());
         match life.as_mut().poll(&mut context) {
             Poll::Pending => Ok(()),
             Poll::Ready(error) => Err(error),
@@ -272,7 +311,7 @@ impl World {
     }
 
     fn summary(mut self) -> Outcome {
-        self.note_board();
+        (0..self.processes.len()).for_each(|at| self.note_board(at));
         let objects = self.objects.iter();
         let named = objects.map(|(name, bytes)| (name.as_str(), &bytes[..]));
         Outcome {

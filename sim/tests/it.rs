@@ -5,10 +5,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use pitr_sim::{Bug, Outcome, SimError, play};
 
-/// Seeds of this run: `PITR_SIM_SEEDS`, else 1000.
+/// Seeds of this run: `PITR_SIM_SEEDS`, else 2000.
 fn seeds() -> u64 {
     let set = std::env::var("PITR_SIM_SEEDS").ok();
-    set.map_or(1000, |text| text.parse().unwrap())
+    set.map_or(2000, |text| text.parse().unwrap())
 }
 
 fn add(sum: &mut Outcome, more: &Outcome) {
@@ -19,6 +19,8 @@ fn add(sum: &mut Outcome, more: &Outcome) {
     sum.refused += more.refused;
     sum.faults += more.faults;
     sum.restored += more.restored;
+    sum.moves += more.moves;
+    sum.leaders += more.leaders;
 }
 
 #[test]
@@ -53,6 +55,8 @@ fn no_seed_loses_a_record_or_promises_one_that_is_not_durable() {
     assert!(sum.refused > seeds, "{sum:?}");
     assert!(sum.faults > 5 * seeds, "{sum:?}");
     assert!(sum.restored > 20 * seeds, "{sum:?}");
+    assert!(sum.moves > seeds, "{sum:?}");
+    assert!(sum.leaders > seeds + seeds / 4, "{sum:?}");
 }
 
 #[test]
@@ -106,4 +110,6 @@ planted! {
     a_resolved_ts_above_open_transactions_is_found: LocksIgnored,
     a_resolved_ts_before_the_scan_is_found: ResolvedBeforeScan,
     a_subscription_without_its_scan_is_found: NoScan,
+    a_coordinator_that_ignores_who_says_nothing_is_found: HoleIgnored,
+    an_answer_for_another_version_of_a_region_is_found: VersionIgnored,
 }

@@ -4,6 +4,7 @@
 //! other's tasks; [`TaskEvent`]s tell the sidecar what to load and unload.
 
 mod follow;
+mod global;
 pub mod keys;
 mod registry;
 
@@ -30,6 +31,13 @@ pub struct Task {
 }
 
 impl Task {
+    /// Whether both tasks log keys of the same range.
+    pub fn overlaps(&self, other: &Task) -> bool {
+        let theirs = other.encoded_ranges();
+        let shares = |own: &EncodedRange| theirs.iter().any(|range| own.intersect(range).is_some());
+        self.encoded_ranges().iter().any(shares)
+    }
+
     /// The ranges as encoded keys, as regions have them, ascending.
     pub fn encoded_ranges(&self) -> Vec<EncodedRange> {
         let encode = |raw: &Bytes| match raw.is_empty() {
@@ -53,9 +61,9 @@ pub enum TaskError {
     /// etcd failed.
     #[error(transparent)]
     Etcd(#[from] EtcdError),
-    /// Only one task at a time is supported, as by BR.
+    /// A task of that name, or with keys of the ranges asked for.
     #[error(
-        "task {existing:?} is already registered; stop it first (`log stop --task-name {existing}`)"
+        "task {existing:?} is already registered, with that name or with keys of these ranges; stop it first (`log stop --task-name {existing}`)"
     )]
     Exists {
         /// The task that is in the way.

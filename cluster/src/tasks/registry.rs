@@ -77,13 +77,19 @@ impl TaskRegistry {
         })
     }
 
-    /// Registers a task in one transaction, info first, then ranges. Fails if any task exists.
-    /// Repeating it after a lost answer succeeds.
+    /// Registers a task in one transaction, info first, then ranges. Fails if a task exists that has
+    /// its name, or keys of its ranges: a store takes several tasks, stock tools know one. Repeating
+    /// it after a lost answer succeeds.
     pub async fn start(&self, task: &Task) -> Result<(), TaskError> {
         keys::check_name(&task.name)?;
-        let snapshot = self.snapshot().await?;
-        if let Some((existing, _)) = snapshot.tasks.into_values().next() {
+        let mut snapshot = self.snapshot().await?;
+        if let Some((existing, _)) = snapshot.tasks.remove(&task.name) {
             return self.same_or_exists(task, existing);
+        }
+        let mut others = snapshot.tasks.into_values();
+        if let Some((existing, _)) = others.find(|(other, _)| other.overlaps(task)) {
+            let existing = existing.name;
+            return Err(TaskError::Exists { existing });
         }
         let absent = compare::absent(keys::info(&task.name));
         let outcome = self.etcd.txn(vec![absent], start_operations(task)).await?;
@@ -143,10 +149,11 @@ impl TaskRegistry {
     pub async fn pause(&self, name: &str, value: Vec<u8>) -> Result<bool, TaskError> {
         keys::check_name(name)?;
         let key = keys::pause(name);
-        let conditions = vec![
+        let mut conditions = vec![
             compare::exists(keys::info(name)),
             compare::absent(key.clone()),
         ];
+        conditions.extend(self.fence.clone());
         let done = self.etcd.txn(conditions, vec![op::put(key, value)]).await?;
         Ok(done.succeeded)
     }
@@ -156,10 +163,11 @@ impl TaskRegistry {
     pub async fn resume(&self, name: &str) -> Result<bool, TaskError> {
         keys::check_name(name)?;
         let key = keys::pause(name);
-        let conditions = vec![
+        let mut conditions = vec![
             compare::exists(keys::info(name)),
             compare::exists(key.clone()),
         ];
+        conditions.extend(self.fence.clone());
         let operations = vec![
             op::delete(key),
             op::delete_prefix(keys::last_errors_of(name)),
@@ -361,7 +369,7 @@ fn stop_operations(name: &str) -> Vec<pb::RequestOp> {
     ]
 }
 
-fn parse_ts(kv: &KeyValue) -> Result<Ts, TaskError> {
+pub(super) fn parse_ts(kv: &KeyValue) -> Result<Ts, TaskError> {
     match <[u8; 8]>::try_from(&kv.value[..]) {
         Ok(bytes) => Ok(Ts::new(u64::from_be_bytes(bytes))),
         Err(_) => Err(damaged(kv, "expected 8 bytes, big-endian")),
@@ -511,6 +519,18 @@ mod tests {
         assert!(removed(keys::storage_checkpoint("pitr", 1).as_bytes()));
         assert!(!removed(keys::storage_checkpoint("pitr2", 1).as_bytes()));
         assert!(!removed(keys::info("pitr2").as_bytes()));
+    }
+
+    #[test]
+    fn tasks_overlap_where_they_share_a_key_and_not_where_they_touch() {
+        let with = |start: &'static [u8], end: &'static [u8]| Task {
+            ranges: vec![(Bytes::from_static(start), Bytes::from_static(end))],
+            ..task("t", "/x", 5)
+        };
+        let tables = with(b"m", b"n");
+        assert!(tables.overlaps(&with(b"mz", b"z")) && with(b"", b"").overlaps(&tables));
+        assert!(!tables.overlaps(&with(b"n", b"")) && !with(b"", b"m").overlaps(&tables));
+        assert!(task("t", "/x", 5).overlaps(&with(b"t1", b"t2")));
     }
 
     #[test]

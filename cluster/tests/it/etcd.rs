@@ -9,7 +9,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use pitr_cluster::etcd::{EtcdClient, EtcdError};
 use pitr_cluster::tasks::{TaskEvent, TaskRegistry, keys};
-use pitr_format::Class;
+use pitr_format::{Class, Ts};
 use pitr_proto::etcdserverpb::kv_server::{Kv, KvServer};
 use pitr_proto::etcdserverpb::watch_server::{Watch, WatchServer};
 use pitr_proto::etcdserverpb::*;
@@ -44,12 +44,29 @@ impl Etcd {
     }
 
     fn put(&self, key: String) {
+        self.put_value(key, Bytes::new());
+    }
+
+    fn put_value(&self, key: String, value: Bytes) {
+        self.0.kvs.lock().retain(|kv| kv.key != key.as_bytes());
         let mod_revision = self.0.revision.fetch_add(1, Ordering::SeqCst) + 1;
         self.0.kvs.lock().push(KeyValue {
             key: key.into(),
+            value,
             mod_revision,
             ..Default::default()
         });
+    }
+
+    /// Whether a comparison of the last change holds.
+    fn holds(&self, compare: &Compare) -> bool {
+        let kvs = self.0.kvs.lock();
+        let found = kvs.iter().find(|kv| kv.key == compare.key);
+        let found = found.map_or(0, |kv| kv.mod_revision);
+        match compare.target_union {
+            Some(compare::TargetUnion::ModRevision(wanted)) => found == wanted,
+            _ => panic!("{compare:?}"),
+        }
     }
 
     fn remove(&self, key: &str) {
@@ -100,7 +117,7 @@ impl Kv for Etcd {
         };
         Ok(Response::new(TxnResponse {
             header: self.header(),
-            succeeded: true,
+            succeeded: request.get_ref().compare.iter().all(|c| self.holds(c)),
             responses: request.get_ref().success.iter().map(answer).collect(),
         }))
     }
@@ -242,4 +259,42 @@ async fn tasks_are_followed_through_the_watch_and_across_its_loss() {
     let (first, second) = (next(&mut events).await, next(&mut events).await);
     assert!(matches!(first, TaskEvent::Resumed(task) if task.name == "a"));
     assert_eq!(added(second), ("b".to_owned(), false));
+}
+
+#[tokio::test]
+async fn a_checkpoint_is_followed_across_lost_and_compacted_watches_until_its_task_is_gone() {
+    let etcd = Etcd::new();
+    let global = keys::global_checkpoint("a");
+    let raise = |ts: u64| etcd.put_value(global.clone(), ts.to_be_bytes().to_vec().into());
+    etcd.put(keys::info("a"));
+    let registered = etcd.0.revision.load(Ordering::SeqCst);
+    let client = EtcdClient::new(&[start(&etcd).await]).unwrap();
+    let mut followed = TaskRegistry::new(client).follow_global("a", registered);
+    let mut reaches = async |ts: u64| {
+        let found = followed.wait_for(|now| *now >= Some(Ts::new(ts)));
+        let found = tokio::time::timeout(Duration::from_secs(10), found).await;
+        found.unwrap().map(|now| now.unwrap().get()).ok()
+    };
+    raise(5);
+    etcd.ring(true);
+    assert_eq!(reaches(5).await, Some(5));
+    // Raised while nobody watches, and the watch from before it is compacted.
+    raise(6);
+    etcd.0
+        .compacted
+        .store(etcd.0.revision.load(Ordering::SeqCst), Ordering::SeqCst);
+    etcd.ring(false);
+    assert_eq!(reaches(6).await, Some(6));
+    // A value that falls is not told.
+    raise(4);
+    etcd.ring(true);
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    raise(7);
+    etcd.ring(true);
+    assert_eq!(reaches(7).await, Some(7));
+    // The next task of that name has a checkpoint of its own.
+    etcd.put(keys::info("a"));
+    raise(9);
+    etcd.ring(true);
+    assert_eq!(reaches(8).await, None, "the channel closes");
 }

@@ -11,8 +11,8 @@ use pitr_format::object_name::{BACKUP_META, START_PROBE};
 use pitr_format::start_probe::{self, StartProbe};
 use pitr_format::{EncodedRange, KvRecord, RecordBatch, Ts};
 use pitr_observer::{
-    Env, Flusher, FlusherConfig, Observer, ObserverConfig, ObserverHandle, ProgressSink, Publisher,
-    PublisherConfig, RegionMeta, SinkError, SourceEvent,
+    Env, FlushTable, Flusher, FlusherConfig, Observer, ObserverConfig, ObserverHandle,
+    ProgressSink, Publisher, PublisherConfig, RegionMeta, SinkError, SourceEvent,
 };
 use pitr_storage::SharedStorage;
 use tokio::sync::mpsc;
@@ -34,10 +34,11 @@ pub struct Checkpoint(Mutex<Ts>);
 
 #[async_trait]
 impl ProgressSink for Checkpoint {
-    async fn raise_global(&self, ts: Ts) -> std::result::Result<Ts, SinkError> {
+    /// With one store, what it made durable is what is durable.
+    async fn tell(&self, table: &FlushTable) -> std::result::Result<Option<Ts>, SinkError> {
         let mut held = self.0.lock();
-        *held = ts.max(*held);
-        Ok(*held)
+        *held = table.checkpoint.max(*held);
+        Ok(Some(*held))
     }
 
     async fn set_storage_checkpoint(&self, _ts: Ts) -> std::result::Result<(), SinkError> {
@@ -91,6 +92,7 @@ impl Backup {
             store_id: STORE,
             ranges: vec![EncodedRange::ALL],
             start_ts,
+            end_ts: Ts::MAX,
             global_checkpoint: None,
         };
         let sink = Arc::new(Checkpoint::default());

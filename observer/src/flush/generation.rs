@@ -48,6 +48,8 @@ pub struct Generation {
     id: u64,
     slices: Vec<StoredSlice>,
     progress: Vec<RangeProgress>,
+    /// Every region and version that was tailed.
+    regions: Vec<Arc<RegionMeta>>,
     live_min: Option<Ts>,
     faults: Vec<Fault>,
     pub(super) upload: Option<Upload>,
@@ -100,10 +102,14 @@ impl Generation {
         for slice in &mut slices {
             describe_region(slice, &regions);
         }
+        let mut regions: Vec<_> = regions.into_values().flatten().collect();
+        regions.sort_by_key(|region| (region.id, region.version));
+        regions.dedup_by_key(|region| (region.id, region.version));
         Generation {
             id,
             slices,
             progress,
+            regions,
             live_min,
             faults,
             upload: None,
@@ -154,6 +160,7 @@ impl Generation {
             meta_path: upload.meta.path.clone(),
             objects: upload.objects.len(),
             progress: self.progress.clone(),
+            regions: self.regions.clone(),
         };
         self.slices = Vec::new();
         Some(proof)
@@ -169,6 +176,7 @@ pub struct FlushedProof {
     meta_path: String,
     objects: usize,
     progress: Vec<RangeProgress>,
+    regions: Vec<Arc<RegionMeta>>,
 }
 
 impl FlushedProof {
@@ -195,6 +203,11 @@ impl FlushedProof {
     /// What is proven.
     pub fn progress(&self) -> &[RangeProgress] {
         &self.progress
+    }
+
+    /// The regions that were tailed, in every version, ascending.
+    pub fn regions(&self) -> &[Arc<RegionMeta>] {
+        &self.regions
     }
 }
 

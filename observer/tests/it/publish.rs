@@ -15,6 +15,8 @@ use crate::support::{
 };
 
 const STORE: u64 = 1;
+/// End of the task.
+const END: Ts = Ts::new(1000);
 
 fn everything() -> EncodedRange {
     EncodedRange::new(bound(b""), bound(&[0xFF; 32]))
@@ -26,6 +28,7 @@ async fn publisher(storage: &SharedStorage, pd: &Arc<FakePd>, global: Option<u64
         store_id: STORE,
         ranges: vec![everything()],
         start_ts: Ts::new(10),
+        end_ts: END,
         global_checkpoint: global.map(Ts::new),
     };
     let sink: Arc<dyn ProgressSink> = Arc::clone(pd) as _;
@@ -60,12 +63,12 @@ async fn the_checkpoint_moves_when_every_range_of_the_task_is_proven() {
         Ts::new(10)
     );
     publisher.publish().await.unwrap();
-    assert!(pd.told.lock().is_empty());
-    assert_eq!(checkpoint_object(storage.as_ref(), STORE).await, 0);
+    // A store tells its part, and the checkpoint that this makes: that of the start.
+    assert_eq!(*pd.told.lock(), [("global", 10), ("storage", 10)]);
     publisher.absorb(&proof(right, 10, 70).await);
     let published = publisher.publish().await.unwrap();
     assert_eq!(published.global, Some(Ts::new(70)));
-    assert_eq!(*pd.told.lock(), [("global", 70), ("storage", 70)]);
+    assert_eq!(pd.told.lock()[2..], [("global", 70), ("storage", 70)]);
     assert_eq!(checkpoint_object(storage.as_ref(), STORE).await, 70);
     // A region from the first key on: what lies before the task's ranges does not count.
     let frontier = publisher.frontier();
@@ -74,7 +77,58 @@ async fn the_checkpoint_moves_when_every_range_of_the_task_is_proven() {
         Ts::new(100)
     );
     publisher.publish().await.unwrap();
-    assert_eq!(pd.told.lock().len(), 2, "nothing new, nothing told");
+    assert_eq!(pd.told.lock().len(), 4, "nothing new, nothing told");
+}
+
+#[tokio::test]
+async fn of_several_stores_each_tells_its_regions_and_publishes_what_it_learns() {
+    let storage = open_url("memory://").unwrap();
+    let pd = Arc::new(FakePd::default());
+    pd.answers_later.store(true, Ordering::SeqCst);
+    let mut publisher = publisher(&storage, &pd, Some(40)).await;
+    let left = EncodedRange::new("", bound(b"m"));
+    publisher.absorb(&proof(left.clone(), 10, 100).await);
+    publisher.publish().await.unwrap();
+    let table = pd.tables.lock().pop().unwrap();
+    assert_eq!(table.checkpoint, Ts::new(40), "the other half is not ours");
+    let line = &table.regions[0];
+    assert_eq!((table.regions.len(), line.ts), (1, Ts::new(100)));
+    assert_eq!((line.region.id, &line.region.range), (7, &left));
+    assert_eq!(checkpoint_object(storage.as_ref(), STORE).await, 40);
+
+    publisher.learn(Ts::new(90));
+    publisher.learn(Ts::new(60));
+    publisher.publish().await.unwrap();
+    assert_eq!(checkpoint_object(storage.as_ref(), STORE).await, 90);
+    let frontier = publisher.frontier();
+    let right = EncodedRange::new(bound(b"m"), "");
+    assert_eq!(frontier.min_over(&right), Ts::new(90), "durable elsewhere");
+    assert_eq!(frontier.min_over(&left), Ts::new(100));
+    assert!(pd.tables.lock().is_empty(), "a table is told once");
+}
+
+#[tokio::test]
+async fn a_region_that_reaches_over_the_frontier_of_its_parts_tells_their_minimum() {
+    let storage = open_url("memory://").unwrap();
+    let pd = Arc::new(FakePd::default());
+    pd.answers_later.store(true, Ordering::SeqCst);
+    let mut publisher = publisher(&storage, &pd, None).await;
+    // It was read from 40 on, and nobody read what lies between.
+    let absorbed = publisher.absorb(&proof(EncodedRange::ALL, 40, 60).await);
+    assert_eq!(absorbed.gaps, 1);
+    publisher.publish().await.unwrap();
+    assert_eq!(pd.tables.lock()[0].regions[0].ts, Ts::new(10));
+}
+
+#[tokio::test]
+async fn no_object_promises_more_than_the_end_of_the_task() {
+    let storage = open_url("memory://").unwrap();
+    let pd = Arc::new(FakePd::default());
+    let mut publisher = publisher(&storage, &pd, None).await;
+    publisher.absorb(&proof(EncodedRange::ALL, 10, END.get() + 500).await);
+    publisher.publish().await.unwrap();
+    assert_eq!(checkpoint_object(storage.as_ref(), STORE).await, END.get());
+    assert_eq!(pd.told.lock()[1], ("storage", END.get()));
 }
 
 #[tokio::test]
@@ -154,5 +208,5 @@ async fn a_subscription_that_began_above_the_frontier_advances_nothing() {
     let absorbed = publisher.absorb(&proof(EncodedRange::ALL, 40, 60).await);
     assert_eq!((absorbed.checkpoint, absorbed.gaps), (Ts::new(10), 1));
     publisher.publish().await.unwrap();
-    assert!(pd.told.lock().is_empty());
+    assert_eq!(checkpoint_object(storage.as_ref(), STORE).await, 10);
 }

@@ -12,7 +12,7 @@ use pitr_format::slice::verify_slice;
 use pitr_format::write_cf::WriteRecord;
 use pitr_format::{Cf, Class, EncodedKey, EncodedRange, KvRecord, OpKind, RecordBatch, Ts};
 use pitr_observer::{
-    Env, ProgressSink, RegionMeta, ShardCore, SinkError, SourceEvent, SubId, TaskRanges,
+    Env, FlushTable, ProgressSink, RegionMeta, ShardCore, SinkError, SourceEvent, SubId, TaskRanges,
 };
 use pitr_proto::backup::Metadata;
 use pitr_storage::{SharedStorage, Storage};
@@ -135,6 +135,9 @@ pub struct FakePd {
     pub refuse_global: AtomicBool,
     pub refuse_storage: AtomicBool,
     pub told: Mutex<Vec<(&'static str, u64)>>,
+    pub tables: Mutex<Vec<FlushTable>>,
+    /// A coordinator of several stores.
+    pub answers_later: AtomicBool,
     /// Set by "another coordinator".
     pub floor: Mutex<u64>,
 }
@@ -151,9 +154,12 @@ impl FakePd {
 
 #[async_trait]
 impl ProgressSink for FakePd {
-    async fn raise_global(&self, ts: Ts) -> Result<Ts, SinkError> {
+    async fn tell(&self, table: &FlushTable) -> Result<Option<Ts>, SinkError> {
+        let ts = table.checkpoint;
         self.answer(&self.refuse_global, "global", ts)?;
-        Ok(ts.max(Ts::new(*self.floor.lock())))
+        self.tables.lock().push(table.clone());
+        let merges_others = self.answers_later.load(Ordering::SeqCst);
+        Ok((!merges_others).then(|| ts.max(Ts::new(*self.floor.lock()))))
     }
 
     async fn set_storage_checkpoint(&self, ts: Ts) -> Result<(), SinkError> {

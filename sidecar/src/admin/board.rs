@@ -6,6 +6,7 @@ use std::fmt;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use pitr_coordinator::CoordinatorStatus;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -22,6 +23,8 @@ pub enum TaskState {
     Running,
     /// The pause key exists: nothing is tailed.
     Paused,
+    /// The archive reaches the end that the task was started with: nothing is tailed any more.
+    Finished,
     /// Something is wrong; it is tried again unless `gap` is set.
     Failing {
         /// What, where and what to do.
@@ -41,6 +44,7 @@ impl fmt::Display for TaskState {
             TaskState::Loading => f.write_str("loading"),
             TaskState::Running => f.write_str("running"),
             TaskState::Paused => f.write_str("paused"),
+            TaskState::Finished => f.write_str("finished"),
             TaskState::Failing {
                 reason,
                 since,
@@ -205,6 +209,9 @@ pub struct SidecarStatus {
     #[serde(with = "as_list")]
     #[schemars(with = "Vec<TaskStatus>")]
     pub tasks: BTreeMap<String, TaskStatus>,
+    /// Who coordinates the checkpoints; null where the sidecar does not stand for election.
+    #[serde(default)]
+    pub coordinator: Option<CoordinatorStatus>,
     /// Every store of the cluster and its sidecar, as last read from PD.
     #[serde(default)]
     pub stores: Vec<StoreStatus>,
@@ -372,7 +379,9 @@ impl TaskStatus {
                     held.unwrap_or_default()
                 ))
             }
-            TaskState::Running | TaskState::Loading | TaskState::Paused => None,
+            TaskState::Running | TaskState::Loading | TaskState::Paused | TaskState::Finished => {
+                None
+            }
         }
     }
 }

@@ -2,7 +2,12 @@
 //! to the sidecar itself. Counters carry no `_total`, as in TiKV's log backup
 //! (tikv/tikv `components/backup-stream/src/metrics.rs`).
 
-use prometheus::{Encoder, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder};
+use pitr_coordinator::CoordinatorStatus;
+use pitr_format::Ts;
+use prometheus::core::Collector as _;
+use prometheus::{
+    Encoder, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+};
 
 use crate::members::StoreStatus;
 
@@ -16,6 +21,9 @@ pub struct Metrics {
     regions: IntGaugeVec,
     stream: IntGaugeVec,
     stores: IntGaugeVec,
+    leads: IntGauge,
+    led: IntGaugeVec,
+    gc_margin: IntGaugeVec,
 }
 
 impl Metrics {
@@ -59,6 +67,27 @@ impl Metrics {
             &["store", "task", "state"],
         )?;
         registry.register(Box::new(stores.clone()))?;
+        let leads = IntGauge::new(
+            "tikv_pitr_coordinator_leads",
+            "1 while this process coordinates the checkpoints.",
+        )?;
+        let led = IntGaugeVec::new(
+            Opts::new(
+                "tikv_pitr_coordinator_checkpoint_ts",
+                "Checkpoint of a task, from the process that coordinates it.",
+            ),
+            &["task"],
+        )?;
+        let gc_margin = IntGaugeVec::new(
+            Opts::new(
+                "tikv_pitr_gc_margin_seconds",
+                "Checkpoint of a task minus PD's GC safepoint; negative: history was lost.",
+            ),
+            &["task"],
+        )?;
+        registry.register(Box::new(gc_margin.clone()))?;
+        registry.register(Box::new(leads.clone()))?;
+        registry.register(Box::new(led.clone()))?;
         registry.register(Box::new(ends.clone()))?;
         registry.register(Box::new(regions.clone()))?;
         registry.register(Box::new(stream.clone()))?;
@@ -67,6 +96,9 @@ impl Metrics {
             regions,
             stream,
             stores,
+            leads,
+            led,
+            gc_margin,
             observer: pitr_observer::Metrics::new(&registry)?,
             metadata_events,
             registry,
@@ -105,6 +137,31 @@ impl Metrics {
         }
     }
 
+    /// Shows how far GC is behind a checkpoint.
+    pub fn show_gc_margin(&self, task: &str, checkpoint: Ts, safe_point: Ts) {
+        let ms = |ts: Ts| i64::try_from(ts.physical_ms()).unwrap_or(i64::MAX);
+        let margin = (ms(checkpoint) - ms(safe_point)) / 1000;
+        self.gc_margin.with_label_values(&[task]).set(margin);
+    }
+
+    /// Removes every series of a task that is gone.
+    pub fn forget_task(&self, task: &str) {
+        self.observer.forget_task(task);
+        for gauges in [&self.regions, &self.stream, &self.gc_margin, &self.led] {
+            forget(gauges, task);
+        }
+    }
+
+    /// Shows the coordinator, as far as it is this process.
+    pub fn show_coordinator(&self, status: &CoordinatorStatus) {
+        self.leads.set(i64::from(status.leads));
+        self.led.reset();
+        for (task, progress) in &status.tasks {
+            let series = self.led.with_label_values(&[task]);
+            series.set(progress.global as i64);
+        }
+    }
+
     /// Everything in Prometheus' text format.
     pub fn text(&self) -> prometheus::Result<String> {
         let mut out = Vec::new();
@@ -113,8 +170,49 @@ impl Metrics {
     }
 }
 
+/// Removes the series whose label `task` has this value.
+fn forget(gauges: &IntGaugeVec, task: &str) {
+    for family in gauges.collect() {
+        for series in family.get_metric() {
+            let labels: std::collections::HashMap<&str, &str> = series
+                .get_label()
+                .iter()
+                .map(|label| (label.name(), label.value()))
+                .collect();
+            if labels.get("task") == Some(&task) {
+                // It may be gone meanwhile.
+                let _ = gauges.remove(&labels);
+            }
+        }
+    }
+}
+
 fn show(gauges: &IntGaugeVec, task: &str, values: &[(&str, usize)]) {
     for (label, value) in values {
         gauges.with_label_values(&[task, label]).set(*value as i64);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_task_that_is_gone_leaves_no_series_and_others_keep_theirs() {
+        let metrics = Metrics::new().unwrap();
+        for task in ["a", "ab"] {
+            metrics.show_regions(task, &[("live", 3), ("lost", 0)]);
+            metrics.show_stream(task, &[("queued", 7)]);
+            metrics.show_gc_margin(task, Ts::compose(5_000, 0), Ts::compose(9_000, 0));
+        }
+        let before = metrics.text().unwrap();
+        assert!(
+            before.contains("tikv_pitr_gc_margin_seconds{task=\"a\"} -4"),
+            "{before}"
+        );
+        metrics.forget_task("a");
+        let after = metrics.text().unwrap();
+        assert!(!after.contains("task=\"a\""), "{after}");
+        assert_eq!(after.matches("task=\"ab\"").count(), 4);
     }
 }

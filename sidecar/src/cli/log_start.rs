@@ -25,6 +25,10 @@ pub struct Args {
     /// Begin of the log: TSO, time, `-10m`. Default: now.
     #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
     start_ts: Option<String>,
+    /// End of the log: TSO or time. The archive never promises more, and nothing is tailed once it
+    /// reaches it. Default: none.
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
+    end_ts: Option<String>,
     /// A range of keys, hex, either side may be empty. May be repeated. Default: everything.
     #[arg(long = "range", value_name = "START_HEX:END_HEX", value_parser = ranges::parse_range)]
     ranges: Vec<RawRange>,
@@ -65,15 +69,18 @@ pub async fn run(args: Args) -> Outcome {
     wanted.extend(prefixes.map(|prefix| ranges::prefix_range(prefix.as_bytes())));
     let wanted =
         ranges::task_ranges(wanted).map_err(|error| Failure::from_error(Code::BadRange, &error))?;
-    let point = args.start_ts.as_deref().map(Point::parse).transpose();
-    let point = point.map_err(|error: TimeError| Failure::from_error(Code::BadTime, &error))?;
+    let parse = |text: &Option<String>| text.as_deref().map(Point::parse).transpose();
+    let refused = |error: TimeError| Failure::from_error(Code::BadTime, &error);
+    let start = parse(&args.start_ts).map_err(refused)?;
+    let end = parse(&args.end_ts).map_err(refused)?;
     let cluster = Cluster::connect(&args.pd.pd).await?;
     let started = start::start(
         &cluster,
         Request {
             task: args.task_name.clone(),
             storage_url: args.storage.storage.clone(),
-            start: point,
+            start,
+            end,
             ranges: wanted,
             allow_unsafe_version: args.allow_unsafe_version,
             allow_r: args.allow_r,

@@ -1,5 +1,6 @@
 //! `log stop`: removes a task and the safepoints that held GC for it.
 
+use pitr_coordinator::coordinator::SERVICE as COORDINATOR_SERVICE;
 use pitr_format::Ts;
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -53,7 +54,10 @@ pub async fn run(args: Args) -> Outcome {
 async fn safe_points_of(cluster: &Cluster, task: &str) -> Result<Vec<String>, Failure> {
     let mut ids = vec![guard::pause_service(task)];
     for store in cluster.tikv_stores().await? {
-        ids.extend(guard::to_release(task, store.id).map(|point| point.id));
+        ids.push(guard::to_release(task, store.id).id);
+    }
+    if cluster.tasks.list().await?.0.is_empty() {
+        ids.push(COORDINATOR_SERVICE.to_owned());
     }
     ids.sort();
     ids.dedup();

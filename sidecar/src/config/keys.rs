@@ -25,6 +25,12 @@ pub const KEYS: &[KeyDoc] = &[
         doc: "Client URLs of PD, `host:port` or with `http://`. One is enough; more survive the loss of one.",
     },
     KeyDoc {
+        key: "source",
+        unit: "cdc or builtin",
+        default: Some("cdc"),
+        doc: "Who tails the stores and writes the log: `cdc`, a process like this beside each store; `builtin`, TiKV's own log backup (`log-backup.enable = true` there), for which one process like this coordinates, without a store of its own. `log-backup.max-flush-interval` is then that of TiKV.",
+    },
+    KeyDoc {
         key: "store-id",
         unit: "integer",
         default: None,
@@ -59,6 +65,36 @@ pub const KEYS: &[KeyDoc] = &[
         unit: "host:port",
         default: None,
         doc: "The store's own status address, behind `front-status-addr`. Needed with `front-status-addr`.",
+    },
+    KeyDoc {
+        key: "log-backup-addr",
+        unit: "ip:port",
+        default: None,
+        doc: "Where the log backup service (gRPC) is served, which tells the coordinator, TiDB or `br log advancer` what is durable here. Without it: the address of `status-addr` and a free port, which is told in PD's etcd.",
+    },
+    KeyDoc {
+        key: "advertise-log-backup-addr",
+        unit: "host:port",
+        default: None,
+        doc: "Where others find the log backup service. Without it: where it listens, with the host of the store's address if that is every address.",
+    },
+    KeyDoc {
+        key: "coordinator",
+        unit: "boolean",
+        default: Some("true"),
+        doc: "Whether this process stands for election as coordinator of the checkpoints. One of all candidates leads, a TiDB or `br log advancer` among them.",
+    },
+    KeyDoc {
+        key: "pause-lag-limit",
+        unit: "duration",
+        default: Some("2days"),
+        doc: "Lag at which the coordinator pauses a task, so that GC is not held for ever; at least 1m. It warns from a quarter of it on, and asks every store to flush from half of it on.",
+    },
+    KeyDoc {
+        key: "lock-standstill",
+        unit: "duration",
+        default: Some("3m"),
+        doc: "With `source = \"builtin\"`: how long a checkpoint stands still before the coordinator resolves the locks that hold it, those whose transactions are dead.",
     },
     KeyDoc {
         key: "lag-limit",

@@ -23,6 +23,9 @@ pub use units::{ByteSize, Span};
 pub struct Config {
     /// Client URLs of PD.
     pub pd_endpoints: Vec<String>,
+    /// Who tails the stores.
+    #[serde(default)]
+    pub source: Source,
     /// The store to tail, by id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub store_id: Option<u64>,
@@ -43,6 +46,22 @@ pub struct Config {
     /// The store's own status address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub store_status_addr: Option<String>,
+    /// Where the log backup service listens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub log_backup_addr: Option<SocketAddr>,
+    /// Where others find the log backup service.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub advertise_log_backup_addr: Option<String>,
+    /// Whether this process stands for election as coordinator.
+    #[serde(default = "Config::default_coordinator")]
+    pub coordinator: bool,
+    /// Lag at which the coordinator pauses a task.
+    #[serde(default = "Config::default_pause_lag_limit")]
+    pub pause_lag_limit: Span,
+    /// How long a checkpoint stands still before the coordinator looks for locks.
+    #[serde(default = "Config::default_lock_standstill")]
+    pub lock_standstill: Span,
     /// Lag above which the sidecar is not healthy.
     #[serde(default = "Config::default_lag_limit")]
     pub lag_limit: Span,
@@ -58,6 +77,17 @@ pub struct Config {
     /// How the log is written.
     #[serde(default)]
     pub log_backup: LogBackupConfig,
+}
+
+/// Who tails the stores and writes the log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Source {
+    /// A sidecar beside each store, through the change stream.
+    #[default]
+    Cdc,
+    /// TiKV's own log backup; this process only coordinates.
+    Builtin,
 }
 
 /// `[log-backup]`, with TiKV's item names.
@@ -129,6 +159,18 @@ impl Config {
         SocketAddr::from(([127, 0, 0, 1], 20190))
     }
 
+    fn default_coordinator() -> bool {
+        true
+    }
+
+    fn default_pause_lag_limit() -> Span {
+        Span::from_secs(48 * 3600)
+    }
+
+    fn default_lock_standstill() -> Span {
+        Span::from_secs(180)
+    }
+
     fn default_lag_limit() -> Span {
         Span::from_secs(600)
     }
@@ -166,12 +208,21 @@ impl Config {
                 "at least one client URL of PD is needed",
             );
         }
-        match (self.store_id, &self.store_address) {
-            (Some(0), _) => {
+        match (self.source, self.store_id, &self.store_address) {
+            (_, Some(0), _) => {
                 return refuse("store-id", "0".to_owned(), "store ids begin with 1");
             }
-            (Some(_), None) | (None, Some(_)) => {}
-            _ => {
+            (Source::Cdc, Some(_), None) | (Source::Cdc, None, Some(_)) => {}
+            (Source::Builtin, None, None) if self.coordinator => {}
+            (Source::Builtin, None, None) => {
+                let rule = "with `source = \"builtin\"` there is nothing else to do";
+                return refuse("coordinator", "false".to_owned(), rule);
+            }
+            (Source::Builtin, ..) => {
+                let rule = "with `source = \"builtin\"` no store is tailed: leave out `store-id` and `store-address`";
+                return refuse("source", "\"builtin\"".to_owned(), rule);
+            }
+            (Source::Cdc, ..) => {
                 return refuse(
                     "store-id",
                     format!(
@@ -192,6 +243,10 @@ impl Config {
         if self.front_status_addr.is_some() && self.store_status_addr.is_none() {
             let rule = "`front-status-addr` needs it: PD knows the front's address only";
             return refuse("store-status-addr", "none".to_owned(), rule);
+        }
+        if self.pause_lag_limit < Span::from_secs(60) {
+            let value = self.pause_lag_limit.to_string();
+            return refuse("pause-lag-limit", value, "at least 1m");
         }
         if self.memory_budget < ByteSize::mib(32) {
             let value = self.memory_budget.to_string();
@@ -286,6 +341,12 @@ mod tests {
         assert!(front("store-status-addr = \"tikv\"").contains("host:port"));
         let small = error(&format!("memory-budget = \"31MiB\"\n{SMALLEST}"));
         assert!(small.contains("at least 32MiB"), "{small}");
+        let builtin = "pd-endpoints = [\"a\"]\nsource = \"builtin\"\n";
+        assert!(Config::parse(builtin).is_ok());
+        assert!(error(&format!("{builtin}store-id = 1\n")).contains("leave out"));
+        assert!(error(&format!("{builtin}coordinator = false\n")).contains("nothing else"));
+        let small = error(&format!("pause-lag-limit = \"59s\"\n{SMALLEST}"));
+        assert!(small.contains("at least 1m"), "{small}");
     }
 
     #[test]
@@ -296,6 +357,8 @@ mod tests {
         config.advertise_status_addr = Some("a:1".to_owned());
         config.front_status_addr = Some(SocketAddr::from(([127, 0, 0, 1], 1)));
         config.store_status_addr = Some("a:1".to_owned());
+        config.log_backup_addr = Some(SocketAddr::from(([127, 0, 0, 1], 1)));
+        config.advertise_log_backup_addr = Some("a:2".to_owned());
         let written = toml::Table::try_from(&config).unwrap();
         let mut found = Vec::new();
         keys::walk(&written, "", &mut |key, _| found.push(key.to_owned()));

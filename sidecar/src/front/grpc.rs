@@ -10,6 +10,7 @@ use std::time::Duration;
 use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use axum::serve::ListenerExt as _;
 use pitr_cluster::net::{AddressError, store_channel};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -62,6 +63,10 @@ impl GrpcFront {
         let addr = listener
             .local_addr()
             .map_err(|source| FrontError::Listen { addr, source })?;
+        // Flush events are small, and the checkpoint waits for them.
+        let listener = listener.tap_io(|connection| {
+            let _ = connection.set_nodelay(true);
+        });
         let serving = tokio::spawn(async move {
             if let Err(error) = axum::serve(listener, router).await {
                 tracing::error!(%error, "the gRPC server ended");

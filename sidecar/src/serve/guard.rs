@@ -1,6 +1,6 @@
-//! Which GC safepoints a task needs, pure: ids, values and times to live are those of TiKV and of
-//! the advancer (tikv/tikv `components/backup-stream/src/checkpoint_manager.rs`, pingcap/tidb
-//! `br/pkg/streamhelper/advancer_env.go`), so that their tools see and keep them.
+//! Which GC safepoints a task needs of a store, pure: ids, values and times to live are those of
+//! TiKV (tikv/tikv `components/backup-stream/src/checkpoint_manager.rs`), so that others' tools see
+//! and keep them.
 //!
 //! Invariant: a safepoint is always one below the global checkpoint, so that a scan *at* the
 //! checkpoint still finds every version.
@@ -11,8 +11,6 @@ use pitr_format::Ts;
 
 /// Time to live of the safepoint that a store keeps.
 const STORE_TTL: Duration = Duration::from_secs(7200);
-/// Time to live of the safepoint that the owner of the global checkpoint keeps.
-const COORDINATOR_TTL: Duration = Duration::from_secs(86_400);
 
 /// The safepoints must be renewed at least that often: a third of the shortest time to live.
 pub const REFRESH_EVERY: Duration = Duration::from_secs(STORE_TTL.as_secs() / 3);
@@ -28,25 +26,22 @@ pub struct ServiceSafePoint {
     pub ts: Ts,
 }
 
-/// What a task with this global checkpoint keeps alive.
-pub fn to_hold(task: &str, store_id: u64, global: Ts) -> [ServiceSafePoint; 2] {
-    let point = |id: String, ttl| ServiceSafePoint {
-        id,
-        ttl,
+/// What a task with this global checkpoint keeps alive on a store; the coordinator keeps one for
+/// all stores and tasks besides.
+pub fn to_hold(task: &str, store_id: u64, global: Ts) -> ServiceSafePoint {
+    ServiceSafePoint {
+        id: store_service(task, store_id),
+        ttl: STORE_TTL,
         ts: global.prev(),
-    };
-    [
-        point(store_service(task, store_id), STORE_TTL),
-        point("log-backup-coordinator".to_owned(), COORDINATOR_TTL),
-    ]
+    }
 }
 
 /// What is removed when a task is deleted.
-pub fn to_release(task: &str, store_id: u64) -> [ServiceSafePoint; 2] {
-    to_hold(task, store_id, Ts::ZERO).map(|point| ServiceSafePoint {
+pub fn to_release(task: &str, store_id: u64) -> ServiceSafePoint {
+    ServiceSafePoint {
         ttl: Duration::ZERO,
-        ..point
-    })
+        ..to_hold(task, store_id, Ts::ZERO)
+    }
 }
 
 /// The safepoint that holds GC while a task is paused.
@@ -63,23 +58,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_task_holds_gc_one_below_its_checkpoint_under_the_known_ids() {
-        let [store, coordinator] = to_hold("demo", 4, Ts::new(100));
+    fn a_task_holds_gc_one_below_its_checkpoint_under_the_known_id() {
+        let store = to_hold("demo", 4, Ts::new(100));
         assert_eq!(store.id, "backup-stream-demo-4");
         assert_eq!((store.ttl.as_secs(), store.ts), (7200, Ts::new(99)));
-        assert_eq!(coordinator.id, "log-backup-coordinator");
-        assert_eq!(
-            (coordinator.ttl.as_secs(), coordinator.ts),
-            (86_400, Ts::new(99))
-        );
         assert!(REFRESH_EVERY * 3 <= store.ttl);
     }
 
     #[test]
-    fn a_deleted_task_lets_both_go() {
-        let held = to_hold("demo", 4, Ts::new(100)).map(|p| p.id);
+    fn a_deleted_task_lets_it_go() {
+        let held = to_hold("demo", 4, Ts::new(100));
         let released = to_release("demo", 4);
-        assert!(released.iter().all(|p| p.ttl.is_zero()));
-        assert_eq!(released.map(|p| p.id), held);
+        assert!(released.ttl.is_zero());
+        assert_eq!(released.id, held.id);
     }
 }

@@ -15,19 +15,18 @@ use super::{Context, guard};
 
 /// How often the effective GC safepoint is read.
 const POLL: Duration = Duration::from_secs(10);
-/// Attempts to release the safepoints of a task that is gone; they expire by themselves anyway.
+/// Attempts to release the safepoint of a task that is gone; it expires by itself anyway.
 const RELEASE_ATTEMPTS: u32 = 3;
 
-/// Sets the safepoints of a task whose checkpoint is `global`; gives the effective GC safepoint.
+/// Sets the safepoint of a task whose checkpoint is `global`; gives the effective GC safepoint.
 pub(super) async fn hold(context: &Context, task: &str, global: Ts) -> Result<Ts, PdError> {
     let pd = &context.cluster.pd;
-    for point in guard::to_hold(task, context.store_id, global) {
-        let ttl = i64::try_from(point.ttl.as_secs()).unwrap_or(i64::MAX);
-        let min = pd.set_service_safe_point(&point.id, ttl, point.ts).await?;
-        if min > point.ts {
-            // PD ignores a value behind its minimum; whether history is lost shows below.
-            tracing::warn!(id = point.id, asked = %point.ts, %min, "PD did not take the safepoint");
-        }
+    let point = guard::to_hold(task, context.store_id, global);
+    let ttl = i64::try_from(point.ttl.as_secs()).unwrap_or(i64::MAX);
+    let min = pd.set_service_safe_point(&point.id, ttl, point.ts).await?;
+    if min > point.ts {
+        // PD ignores a value behind its minimum; whether history is lost shows below.
+        tracing::warn!(id = point.id, asked = %point.ts, %min, "PD did not take the safepoint");
     }
     let effective = pd.gc_safe_point().await?;
     context
@@ -36,22 +35,21 @@ pub(super) async fn hold(context: &Context, task: &str, global: Ts) -> Result<Ts
     Ok(effective)
 }
 
-/// Removes the safepoints of a task that is gone.
+/// Removes the safepoint of a task that is gone.
 pub(super) async fn release(context: &Context, task: &str) {
-    for point in guard::to_release(task, context.store_id) {
-        for attempt in 1..=RELEASE_ATTEMPTS {
-            let pd = &context.cluster.pd;
-            match pd.set_service_safe_point(&point.id, 0, Ts::ZERO).await {
-                Ok(_) => break,
-                Err(error) => {
-                    tracing::warn!(id = point.id, attempt, %error, "safepoint stays until it expires");
-                }
+    let point = guard::to_release(task, context.store_id);
+    for attempt in 1..=RELEASE_ATTEMPTS {
+        let pd = &context.cluster.pd;
+        match pd.set_service_safe_point(&point.id, 0, Ts::ZERO).await {
+            Ok(_) => break,
+            Err(error) => {
+                tracing::warn!(id = point.id, attempt, %error, "safepoint stays until it expires");
             }
         }
     }
 }
 
-/// Follows the checkpoint of a task with its safepoints until the sender of `globals` is gone.
+/// Follows the checkpoint of a task with its safepoint until the sender of `globals` is gone.
 pub(super) async fn keep(context: Arc<Context>, task: String, mut globals: watch::Receiver<Ts>) {
     let mut renewed = Instant::now();
     let mut behind = false;
@@ -83,6 +81,7 @@ pub(super) async fn keep(context: Arc<Context>, task: String, mut globals: watch
                         "GC passed the checkpoint: a restart or region move now loses history");
                 }
                 behind = effective > global;
+                context.metrics.show_gc_margin(&task, global, effective);
                 let ts = effective.get();
                 context
                     .board

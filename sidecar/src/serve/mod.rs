@@ -5,8 +5,11 @@
 //! run, one that is paused is unloaded, one that is gone is forgotten and its safepoints are
 //! released. It ends when it is told to stop, after every runner made its last flush.
 
+mod builtin;
+mod coordination;
 mod fence;
 mod following;
+mod gap;
 pub mod guard;
 mod hold;
 mod lag;
@@ -37,14 +40,17 @@ use crate::admin::http::AdminServer;
 use crate::admin::{Board, Metrics, TaskState};
 use crate::cluster::Cluster;
 use crate::codes::Code;
-use crate::config::{Config, LogBackupConfig, effective};
+use crate::config::{Config, LogBackupConfig, Source, effective};
 use crate::failure::Failure;
+use crate::front::grpc::{FrontError, GrpcFront};
 use crate::front::status::StatusFront;
+use crate::log_backup::{FlushOrders, FlushTables, LogBackupService};
 use crate::members::Member;
 use crate::process::ProcessName;
 use crate::{storage, time};
+use coordination::Coordination;
 use fence::Fence;
-use runner::Stop;
+use runner::{Inbox, Stop};
 
 /// Error code of a gap, in `last-error` at PD and in metrics.
 pub const GAP_CODE: &str = "PITR:Gap";
@@ -61,6 +67,10 @@ pub(crate) struct Context {
     pub store_status_addr: Option<String>,
     /// Says whether it is still ours.
     pub fence: Arc<Fence>,
+    /// What the log backup service tells of the tasks.
+    pub tables: Arc<FlushTables>,
+    /// Flushes that somebody asks for there.
+    pub orders: Arc<FlushOrders>,
     /// Opens the storage that a task names.
     pub open_storage: OpenStorage,
     /// `[log-backup]`.
@@ -101,17 +111,24 @@ pub async fn serve_with(
     .await
     .map_err(|error| bind_failure("admin HTTP", config.status_addr, &error))?;
     tracing::info!(addr = %admin.addr(), "admin HTTP is up");
+    if config.source == Source::Builtin {
+        return builtin::serve(&config, board, metrics, &mut stop).await;
+    }
     let _front = front(&config, &metrics).await?;
+    let tables = Arc::new(FlushTables::default());
+    let orders = Arc::new(FlushOrders::default());
     let connect = async {
         let cluster = Cluster::connect(&config.pd_endpoints).await?;
         let store = store::resolve(&cluster, &config).await?;
         let env = memory::environment(&config, store.id, metrics.observer.clone())?;
-        let me = introduce(&config, &store.address, admin.addr());
-        board.update(|page| page.daemon.clone_from(&me.daemon));
+        let front = log_backup(&config, &store.address, &tables, &orders).await?;
+        let me = introduce(&config, &store.address, admin.addr(), front.addr());
+        let daemon = me.daemon.clone();
+        board.update(|page| page.daemon.clone_from(&daemon));
         let fence = Fence::take(&cluster, store.id, me, board.clone(), metrics.clone()).await?;
-        Ok::<_, Failure>((cluster, store, env, fence))
+        Ok::<_, Failure>((cluster, store, env, fence, daemon, front))
     };
-    let (cluster, store, env, fence) = tokio::select! {
+    let (cluster, store, env, fence, daemon, _log_backup) = tokio::select! {
         connected = connect => connected?,
         () = stopped(&mut stop) => return Ok(()),
     };
@@ -125,6 +142,8 @@ pub async fn serve_with(
         store = store.id,
         "serving"
     );
+    let coordination =
+        Coordination::start(&config, &cluster, &daemon, board.clone(), metrics.clone());
     let (fatal, fatal_inbox) = mpsc::channel(1);
     let supervisor = Supervisor {
         events: cluster.tasks.events(),
@@ -134,6 +153,8 @@ pub async fn serve_with(
             store_addr: store.address,
             store_status_addr: config.store_status_addr,
             fence: fence.clone(),
+            tables,
+            orders,
             open_storage,
             config: config.log_backup,
             board,
@@ -146,17 +167,44 @@ pub async fn serve_with(
     };
     let keeper = tokio::spawn(fence.clone().keep());
     let ended = supervisor.run(stop).await;
+    coordination.leave().await;
     keeper.abort();
     fence.leave().await;
     ended
 }
 
+/// The log backup service; every other service of the store is relayed to it.
+async fn log_backup(
+    config: &Config,
+    store_address: &str,
+    tables: &Arc<FlushTables>,
+    orders: &Arc<FlushOrders>,
+) -> Result<GrpcFront, Failure> {
+    let free = SocketAddr::new(config.status_addr.ip(), 0);
+    let addr = config.log_backup_addr.unwrap_or(free);
+    let routes = LogBackupService::routes(tables.clone(), orders.clone());
+    let front = GrpcFront::start(addr, routes, Some(store_address)).await;
+    front.map_err(|error| match error {
+        FrontError::Listen { addr, source } => {
+            bind_failure("the log backup service", addr, &source)
+        }
+        FrontError::Store(error) => Failure::from_error(Code::BadAddress, &error),
+    })
+}
+
 /// What this process says of itself.
-fn introduce(config: &Config, store_address: &str, bound: SocketAddr) -> Member {
+fn introduce(
+    config: &Config,
+    store_address: &str,
+    admin: SocketAddr,
+    log_backup: SocketAddr,
+) -> Member {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let found_at = |told: &Option<String>, bound| advertised(told.as_deref(), store_address, bound);
     Member {
         daemon: uuid::Uuid::new_v4().to_string(),
-        address: advertised(config, store_address, bound),
+        address: found_at(&config.advertise_status_addr, admin),
+        log_backup_address: found_at(&config.advertise_log_backup_addr, log_backup),
         host: host.trim().to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         started_at: time::show(time::local_now()).utc,
@@ -165,14 +213,11 @@ fn introduce(config: &Config, store_address: &str, bound: SocketAddr) -> Member 
     }
 }
 
-/// Where others find the admin pages: as configured, else where they listen. A sidecar that listens
-/// everywhere is found on its store's machine.
-fn advertised(config: &Config, store_address: &str, bound: SocketAddr) -> String {
-    match (
-        &config.advertise_status_addr,
-        store_address.rsplit_once(':'),
-    ) {
-        (Some(address), _) => address.clone(),
+/// Where others find a server: as configured, else where it listens. One that listens everywhere is
+/// found on its store's machine.
+fn advertised(told: Option<&str>, store_address: &str, bound: SocketAddr) -> String {
+    match (told, store_address.rsplit_once(':')) {
+        (Some(address), _) => address.to_owned(),
         (None, Some((host, _))) if bound.ip().is_unspecified() => {
             format!("{host}:{}", bound.port())
         }
@@ -295,8 +340,9 @@ impl Supervisor {
             TaskEvent::Removed(name) => {
                 metrics.count_task_event("task_remove");
                 self.unload(&name, Stop::Drop).await;
+                self.context.tables.forget(&name);
                 self.context.board.remove(&name);
-                metrics.observer.forget_task(&name);
+                metrics.forget_task(&name);
                 hold::release(&self.context, &name).await;
                 tracing::info!(task = name, "the task is gone");
             }
@@ -317,6 +363,11 @@ impl Supervisor {
         self.context
             .board
             .set_state(&name, start_ts, TaskState::Loading);
+        let orders = self.context.orders.open(&name);
+        let inbox = Inbox {
+            stop: inbox,
+            orders,
+        };
         let run = runner::run(self.context.clone(), task, inbox, self.fatal.clone());
         let done = tokio::spawn(run);
         self.running.insert(name, Running { stop, done });
@@ -326,6 +377,7 @@ impl Supervisor {
         if let Some(running) = self.running.remove(name) {
             let _ = running.stop.send(how);
             finish(name, running).await;
+            self.context.orders.close(name);
         }
     }
 

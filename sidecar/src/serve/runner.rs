@@ -6,17 +6,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pitr_cluster::backoff::Backoff;
-use pitr_cluster::tasks::{Task, keys};
+use pitr_cluster::tasks::Task;
 use pitr_observer::TaskStatus as MetricStatus;
-use pitr_proto::backup::StreamBackupError;
-use prost::Message;
 use tokio::sync::{mpsc, watch};
 use tokio::time::sleep;
 
 use super::session::{self, End};
-use super::{Context, GAP_CODE};
+use super::{Context, gap};
+use crate::admin::TaskState;
 use crate::failure::Failure;
-use crate::time;
+use crate::log_backup::FlushOrder;
+use crate::log_backup::orders::answer_all;
 
 /// What a runner is asked to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,38 +29,77 @@ pub(super) enum Stop {
     Drop,
 }
 
+/// What a runner hears from outside.
+pub(super) struct Inbox {
+    /// How it is to end.
+    pub stop: watch::Receiver<Stop>,
+    /// Flushes that somebody asked for.
+    pub orders: mpsc::Receiver<FlushOrder>,
+}
+
+impl Inbox {
+    /// Waits until the supervisor asks for an end; whoever wants a flush meanwhile is told why there
+    /// is none.
+    pub async fn stopped_while(&mut self, reason: &str) -> Stop {
+        loop {
+            tokio::select! {
+                how = asked_to_stop(&mut self.stop) => return how,
+                Some(order) = self.orders.recv() => {
+                    answer_all(&mut self.orders, order, Err(reason.to_owned()));
+                }
+            }
+        }
+    }
+}
+
 /// Runs the task until it is told to stop; whether its last flush became durable.
 pub(super) async fn run(
     context: Arc<Context>,
     task: Task,
-    mut stop: watch::Receiver<Stop>,
+    mut inbox: Inbox,
     fatal: mpsc::Sender<Failure>,
 ) -> bool {
     let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30), 7);
     loop {
-        match session::run(&context, &task, &mut stop).await {
+        match session::run(&context, &task, &mut inbox).await {
             End::Stopped { clean } => return clean,
             End::Gap(reason) => {
-                show_failing(&context, &task.name, &reason, true);
-                report_gap(&context, &task.name, &reason).await;
-                asked_to_stop(&mut stop).await;
+                gap::declare(
+                    &context.cluster,
+                    &context.board,
+                    &context.metrics,
+                    &task.name,
+                    context.store_id,
+                    &reason,
+                )
+                .await;
+                inbox.stopped_while(&reason).await;
+                return true;
+            }
+            End::Finished => {
+                let board = &context.board;
+                board.set_state(&task.name, task.info.start_ts, TaskState::Finished);
+                tracing::info!(task = task.name, "the archive reaches the end of the task");
+                inbox.stopped_while("the task is finished").await;
                 return true;
             }
             End::Fatal(failure) => {
-                show_failing(&context, &task.name, &failure.one_line(), false);
+                show_failing(&context, &task.name, &failure.one_line());
+                let reason = failure.one_line();
                 // Only the first fatal failure ends the process; a full channel has one.
                 let _ = fatal.try_send(failure);
-                asked_to_stop(&mut stop).await;
+                inbox.stopped_while(&reason).await;
                 return true;
             }
             End::Failed { failure, ran } => {
-                show_failing(&context, &task.name, &failure.one_line(), false);
+                let reason = failure.one_line();
+                show_failing(&context, &task.name, &reason);
                 if ran {
                     backoff.reset();
                 }
                 tokio::select! {
                     () = sleep(backoff.next_delay()) => {}
-                    _ = asked_to_stop(&mut stop) => return true,
+                    _ = inbox.stopped_while(&reason) => return true,
                 }
             }
         }
@@ -77,29 +116,9 @@ pub(super) async fn asked_to_stop(stop: &mut watch::Receiver<Stop>) -> Stop {
 }
 
 /// Tells the board, the metrics and the log.
-pub(super) fn show_failing(context: &Context, task: &str, reason: &str, gap: bool) {
-    context.board.set_failing(task, reason, gap);
+pub(super) fn show_failing(context: &Context, task: &str, reason: &str) {
+    context.board.set_failing(task, reason, false);
     let metrics = &context.metrics.observer;
     metrics.set_task_status(task, MetricStatus::Error);
-    if gap {
-        metrics.fatal_errors.with_label_values(&[GAP_CODE]).inc();
-        tracing::error!(task, reason, "the task has a gap");
-    } else {
-        tracing::warn!(task, reason, "the task fails; it is tried again");
-    }
-}
-
-/// Puts the gap where `log status` of any tool finds it. Best effort: the board has it too.
-async fn report_gap(context: &Context, task: &str, reason: &str) {
-    let store = context.store_id;
-    let error = StreamBackupError {
-        happen_at: time::local_now().physical_ms(),
-        error_code: GAP_CODE.to_owned(),
-        error_message: format!("[store = {store}] {reason}"),
-        store_id: store,
-    };
-    let key = format!("{}{task}/{store}", keys::LAST_ERROR);
-    if let Err(error) = context.cluster.etcd.put(key, error.encode_to_vec()).await {
-        tracing::warn!(task, %error, "the gap could not be noted in PD");
-    }
+    tracing::warn!(task, reason, "the task fails; it is tried again");
 }

@@ -17,23 +17,27 @@ use pitr_proto::backup::stream_backup_task_security_config;
 use pitr_storage::SharedStorage;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use super::lag::{self, LagClock};
-use super::runner::{self, Stop, asked_to_stop};
+use super::runner::{self, Inbox, Stop, asked_to_stop};
 use super::sink::RegistrySink;
 use super::source::{Lost, Source};
 use super::standing::Rate;
-use super::{Context, hold, store_config};
+use super::{Context, gap, hold, store_config};
 use crate::admin::{HeldBy, TaskState};
 use crate::codes::Code;
 use crate::failure::{Exit, Failure};
+use crate::log_backup::FlushOrder;
+use crate::log_backup::orders::answer_all;
 use crate::{archive, storage, time};
 
 /// How often it is looked whether a flush is due by size.
 const TICK: Duration = Duration::from_millis(100);
 /// A publication that failed is repeated after this time.
 const PUBLISH_AGAIN: Duration = Duration::from_secs(1);
+/// How long the last flush may wait for the checkpoint that it makes.
+const ANSWER: Duration = Duration::from_secs(3);
 /// How long the last flush may take when the sidecar is asked to leave.
 const DRAIN_LIMIT: Duration = Duration::from_secs(20);
 
@@ -46,6 +50,8 @@ pub(super) enum End {
     },
     /// History is missing: retrying cannot help.
     Gap(String),
+    /// The archive reaches the end of the task.
+    Finished,
     /// Try again later.
     Failed {
         /// Why.
@@ -58,17 +64,13 @@ pub(super) enum End {
 }
 
 /// Runs one session.
-pub(super) async fn run(
-    context: &Arc<Context>,
-    task: &Task,
-    stop: &mut watch::Receiver<Stop>,
-) -> End {
+pub(super) async fn run(context: &Arc<Context>, task: &Task, inbox: &mut Inbox) -> End {
     let loaded = tokio::select! {
         loaded = Session::load(context, task) => loaded,
-        _ = asked_to_stop(stop) => return End::Stopped { clean: true },
+        _ = inbox.stopped_while("the task is being loaded") => return End::Stopped { clean: true },
     };
     match loaded {
-        Ok(session) => session.tail(stop).await,
+        Ok(session) => session.tail(inbox).await,
         Err(end) => end,
     }
 }
@@ -78,6 +80,7 @@ struct Session {
     task: String,
     archive: SharedStorage,
     start_ts: Ts,
+    end_ts: Ts,
     observer: ObserverHandle,
     flusher: Flusher,
     publisher: Publisher,
@@ -85,13 +88,18 @@ struct Session {
     source: Source,
     /// Sealed and not yet durable.
     generation: Option<Generation>,
-    /// Failures of publishing in a row, and when it is tried again.
-    publish_failed: Option<Instant>,
+    /// When something is to be published: at once, or again.
+    publish_due: Option<Instant>,
+    /// Whether the last publication failed.
+    publish_fails: bool,
     rate: Rate,
     budget: Arc<MemoryBudget>,
     flushes: u64,
     began: Instant,
     clock: Arc<LagClock>,
+    /// What PD holds, whoever raised it.
+    global: watch::Receiver<Option<Ts>>,
+    /// Tells the safepoints.
     globals: watch::Sender<Ts>,
     helpers: [JoinHandle<()>; 2],
 }
@@ -129,6 +137,7 @@ impl Session {
             .map_err(|error| failed(storage::code_of_cause(&error, error.class()), &error))?;
         let sink = RegistrySink {
             fence: context.fence.clone(),
+            tables: context.tables.clone(),
             task: task.name.clone(),
             registered,
             store_id: context.store_id,
@@ -139,11 +148,14 @@ impl Session {
             store_id: context.store_id,
             ranges: ranges.clone(),
             start_ts,
+            end_ts: end_of(task),
             global_checkpoint: stored,
         };
         let publisher = Publisher::open(publisher_config, archive.clone(), Arc::new(sink), &env)
             .await
             .map_err(|error| failed(storage::code_of_cause(&error, error.class()), &error))?;
+        context.tables.load(&task.name, registered, &ranges);
+        let followed_global = context.cluster.tasks.follow_global(&task.name, registered);
         let observer = Observer::start(observer_config(context), env, ranges.clone())
             .map_err(|error| failed(Code::Internal, &error))?;
         let frontier = publisher.frontier();
@@ -158,18 +170,21 @@ impl Session {
             task: task.name.clone(),
             archive,
             start_ts,
+            end_ts: end_of(task),
             observer,
             flusher,
             publisher,
             schedule: FlushSchedule::new(interval, limit, Duration::ZERO),
             source,
             generation: None,
-            publish_failed: None,
+            publish_due: None,
+            publish_fails: false,
             rate: Rate::new(Instant::now()),
             budget,
             flushes: 0,
             began: Instant::now(),
             clock,
+            global: followed_global,
             globals,
             helpers: [keeper, lag],
         };
@@ -177,10 +192,11 @@ impl Session {
         Ok(session)
     }
 
-    async fn tail(mut self, stop: &mut watch::Receiver<Stop>) -> End {
+    async fn tail(mut self, inbox: &mut Inbox) -> End {
         loop {
+            let mut order = None;
             tokio::select! {
-                how = asked_to_stop(stop) => {
+                how = asked_to_stop(&mut inbox.stop) => {
                     let clean = how == Stop::Drop || self.drain().await;
                     return End::Stopped { clean };
                 }
@@ -192,13 +208,23 @@ impl Session {
                         Lost::Broken(failure) => End::Failed { failure, ran: self.flushes > 0 },
                     };
                 }
+                () = risen(&mut self.global) => self.publish_due = Some(Instant::now()),
+                Some(asked) = inbox.orders.recv() => order = Some(asked),
                 () = sleep(TICK) => {}
             }
-            if let Err(failure) = self.tick().await {
+            let done = match order {
+                Some(order) => self.flush_as_ordered(order, inbox).await,
+                None => self.tick().await,
+            };
+            if let Err(failure) = done {
                 return End::Failed {
                     failure,
                     ran: self.flushes > 0,
                 };
+            }
+            let published = self.publisher.published();
+            if published.object.min(published.storage_checkpoint) >= self.end_ts {
+                return End::Finished;
             }
         }
     }
@@ -215,27 +241,51 @@ impl Session {
             buffered
         };
         if self.schedule.due(now, urgent).is_some() {
-            self.schedule.started(now);
-            match self.flush().await {
-                Ok(()) => self.schedule.succeeded(),
-                Err(Trouble::Again(failure)) => {
-                    self.schedule.failed(self.began.elapsed());
-                    self.show_failing(&failure);
-                }
-                Err(Trouble::Over(failure)) => return Err(failure),
-            }
+            self.scheduled_flush().await.map(drop)?;
         }
-        if self.publish_failed.is_some_and(|at| at <= Instant::now()) {
+        if self.publish_due.is_some_and(|at| at <= Instant::now()) {
             match self.still_the_archive().await {
                 Ok(()) => self.publish().await,
                 Err(Trouble::Again(failure)) => {
-                    self.publish_failed = Some(Instant::now() + PUBLISH_AGAIN);
+                    self.publish_due = Some(Instant::now() + PUBLISH_AGAIN);
                     self.show_failing(&failure);
                 }
                 Err(Trouble::Over(failure)) => return Err(failure),
             }
         }
         Ok(())
+    }
+
+    /// A flush that somebody asked for; everybody who asked is told what came of it.
+    async fn flush_as_ordered(
+        &mut self,
+        order: FlushOrder,
+        inbox: &mut Inbox,
+    ) -> Result<(), Failure> {
+        let done = self.scheduled_flush().await;
+        let told = match &done {
+            Ok(told) => told.clone(),
+            Err(failure) => Err(failure.one_line()),
+        };
+        answer_all(&mut inbox.orders, order, told);
+        done.map(drop)
+    }
+
+    /// A flush as the schedule counts it; inside, whether it became durable, or why not yet.
+    async fn scheduled_flush(&mut self) -> Result<Result<(), String>, Failure> {
+        self.schedule.started(self.began.elapsed());
+        match self.flush().await {
+            Ok(()) => {
+                self.schedule.succeeded();
+                Ok(Ok(()))
+            }
+            Err(Trouble::Again(failure)) => {
+                self.schedule.failed(self.began.elapsed());
+                self.show_failing(&failure);
+                Ok(Err(failure.one_line()))
+            }
+            Err(Trouble::Over(failure)) => Err(failure),
+        }
     }
 
     /// Makes the kept generation durable, or a new one, and publishes what it proves.
@@ -321,11 +371,16 @@ impl Session {
         }
     }
 
-    /// Brings PD and the archive up to the proven checkpoint; a failure is repeated later.
+    /// Tells what is durable here, and brings the archive up to the global checkpoint; a failure is
+    /// repeated later.
     async fn publish(&mut self) {
+        if let Some(global) = *self.global.borrow_and_update() {
+            self.publisher.learn(global);
+        }
         match self.publisher.publish().await {
             Ok(published) => {
-                let recovered = self.publish_failed.take().is_some();
+                self.publish_due = None;
+                let recovered = std::mem::take(&mut self.publish_fails);
                 let global = published.global.unwrap_or(self.start_ts);
                 self.flusher.set_global_checkpoint(global);
                 self.globals.send_replace(global);
@@ -335,7 +390,8 @@ impl Session {
                 }
             }
             Err(error) => {
-                self.publish_failed = Some(Instant::now() + PUBLISH_AGAIN);
+                self.publish_due = Some(Instant::now() + PUBLISH_AGAIN);
+                self.publish_fails = true;
                 self.show_failing(&Failure::from_error(
                     storage::code_of_cause(&error, error.class()),
                     &error,
@@ -363,11 +419,29 @@ impl Session {
                 }
             }
         }
-        while self.publish_failed.is_some() && Instant::now() < until {
+        while self.publish_fails && Instant::now() < until {
             sleep(PUBLISH_AGAIN).await;
             self.publish().await;
         }
-        self.publish_failed.is_none()
+        self.await_answer().await;
+        !self.publish_fails
+    }
+
+    /// Waits for the checkpoint that the last flush makes, where it can make one: what other stores
+    /// lack is not waited for. Without an answer nothing is lost but a moment: the archive promises
+    /// less than it has until the next publication.
+    async fn await_answer(&mut self) {
+        let until = Instant::now() + ANSWER;
+        let reached = |s: &Session| {
+            let known = s.publisher.published().global.unwrap_or(s.start_ts);
+            known >= s.publisher.checkpoint().min(s.end_ts)
+        };
+        while !self.publish_fails && !reached(self) {
+            match timeout_at(until, self.global.changed()).await {
+                Ok(Ok(())) => self.publish().await,
+                Ok(Err(_)) | Err(_) => return,
+            }
+        }
     }
 
     fn show_running(&self) {
@@ -378,7 +452,7 @@ impl Session {
     }
 
     fn show_failing(&self, failure: &Failure) {
-        runner::show_failing(&self.context, &self.task, &failure.one_line(), false);
+        runner::show_failing(&self.context, &self.task, &failure.one_line());
     }
 
     /// What changes all the time: rows and memory.
@@ -430,6 +504,22 @@ impl Session {
     }
 }
 
+/// Waits until the global checkpoint is another one; for ever once its task is gone, which the
+/// supervisor hears of too.
+async fn risen(global: &mut watch::Receiver<Option<Ts>>) {
+    if global.changed().await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Where the log ends.
+fn end_of(task: &Task) -> Ts {
+    match task.info.end_ts {
+        0 => Ts::MAX,
+        end => Ts::new(end),
+    }
+}
+
 /// What a failed step means for the session.
 enum Trouble {
     /// Repeat it with the same generation.
@@ -462,12 +552,7 @@ async fn durable_start(context: &Context, task: &Task) -> Result<(Option<Ts>, Ts
     let effective = hold::hold(context, &task.name, global).await;
     let effective = effective.map_err(|error| not_loaded(error.into()))?;
     if effective > global {
-        return Err(End::Gap(format!(
-            "GC removed history that the task still needs: the checkpoint is {}, the GC safepoint \
-             {}; take a new full copy and start a new task into a new archive",
-            time::line(global),
-            time::line(effective),
-        )));
+        return Err(End::Gap(gap::reason(global, effective)));
     }
     Ok((stored, global))
 }

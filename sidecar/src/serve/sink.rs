@@ -1,4 +1,5 @@
-//! PD as the observer's [`ProgressSink`]: the task registry holds the checkpoints, and takes them
+//! The observer's [`ProgressSink`]: what is durable here goes into the flush table of the log backup
+//! service, where the coordinator hears of it; what the archive promises goes to PD, which takes it
 //! from the sidecar that has the store only.
 
 use std::sync::Arc;
@@ -7,15 +8,18 @@ use async_trait::async_trait;
 use pitr_cluster::seat::SeatError;
 use pitr_cluster::tasks::TaskError;
 use pitr_format::Ts;
-use pitr_observer::{ProgressSink, SinkError};
+use pitr_observer::{FlushTable, ProgressSink, SinkError};
 
 use super::fence::Fence;
 use crate::failure::Failure;
+use crate::log_backup::FlushTables;
 
 /// Publishes the progress of one task for one store.
 pub(super) struct RegistrySink {
     /// Says whether the store is ours, and knows the registry.
     pub fence: Arc<Fence>,
+    /// What the log backup service tells.
+    pub tables: Arc<FlushTables>,
     /// Name of the task.
     pub task: String,
     /// Revision of the task's registration when the session began.
@@ -38,13 +42,10 @@ impl RegistrySink {
 
 #[async_trait]
 impl ProgressSink for RegistrySink {
-    async fn raise_global(&self, ts: Ts) -> Result<Ts, SinkError> {
-        let tasks = self.fence.registry().await;
-        let raised = tasks.raise_global_checkpoint(&self.task, self.registered, ts);
-        match raised.await {
-            Ok(holds) => Ok(holds),
-            Err(error) => Err(self.failed(error).await),
-        }
+    /// The coordinator answers by raising the checkpoint in PD, which the session follows.
+    async fn tell(&self, table: &FlushTable) -> Result<Option<Ts>, SinkError> {
+        self.tables.replace(&self.task, self.registered, table);
+        Ok(None)
     }
 
     async fn set_storage_checkpoint(&self, ts: Ts) -> Result<(), SinkError> {

@@ -280,6 +280,9 @@ fn every_limit_holds_exactly_at_its_border() {
 fn a_value_of_the_wrong_type_is_refused_for_every_key() {
     for doc in KEYS {
         for value in ["true", "1.5", "{ a = 1 }", "[[1]]", "1979-05-27T07:32:00Z"] {
+            if doc.unit == "boolean" && value == "true" {
+                continue;
+            }
             let name = doc.key.strip_prefix("log-backup.").unwrap_or(doc.key);
             let text = match doc.key {
                 "pd-endpoints" => format!("store-id = 1\n{name} = {value}\n"),

@@ -31,6 +31,22 @@ impl Keys {
         self.runtime.block_on(self.etcd.put(key, value)).unwrap();
     }
 
+    pub fn delete(&self, key: &str) {
+        assert!(
+            self.runtime
+                .block_on(self.etcd.delete(key.as_bytes()))
+                .unwrap()
+        );
+    }
+
+    /// Every key with a prefix.
+    pub fn list(&self, prefix: &str) -> Vec<String> {
+        let listed = self.etcd.get_prefix(prefix.as_bytes());
+        let (kvs, _) = self.runtime.block_on(listed).unwrap();
+        let name = |kv: pitr_proto::mvccpb::KeyValue| String::from_utf8(kv.key.to_vec()).unwrap();
+        kvs.into_iter().map(name).collect()
+    }
+
     pub fn get(&self, key: &str) -> Option<Vec<u8>> {
         let found = self
             .runtime

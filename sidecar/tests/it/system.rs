@@ -12,7 +12,9 @@ use pitr_cluster::stores::StoreChannels;
 use pitr_format::{EncodedKey, EncodedRange, Ts};
 use pitr_playground::{Playground, PlaygroundConfig};
 use pitr_proto::errorpb;
-use pitr_proto::kvrpcpb::{CommitRequest, Context, Mutation, Op, PrewriteRequest};
+use pitr_proto::kvrpcpb::{
+    CommitRequest, Context, LockInfo, Mutation, Op, PrewriteRequest, ScanLockRequest,
+};
 use pitr_proto::tikvpb::tikv_client::TikvClient;
 use tempfile::TempDir;
 use tonic::transport::Channel;
@@ -144,6 +146,13 @@ impl Client {
         }
     }
 
+    /// The region of a key, as PD has it.
+    pub fn region_of(&self, key: &[u8]) -> Region {
+        let encoded = EncodedKey::encode(key);
+        let region = self.pd.region_of(encoded.as_bytes());
+        self.runtime.block_on(region).unwrap()
+    }
+
     pub fn now(&self) -> Ts {
         self.runtime.block_on(self.pd.tso()).unwrap()
     }
@@ -177,6 +186,17 @@ impl Client {
             let answer = stub.kv_prewrite(prewrite).await.unwrap().into_inner();
             assert_eq!((answer.region_error, answer.errors.len()), (None, 0));
             start
+        })
+    }
+
+    /// The locks of the region of the first key.
+    pub fn scan_locks(&self, mut request: ScanLockRequest) -> Vec<LockInfo> {
+        self.runtime.block_on(async {
+            let region = self.region(EncodedKey::encode(b"a").as_bytes()).await;
+            let mut stub = self.stub(&region).await;
+            request.context = Some(context(&region));
+            let answer = stub.kv_scan_lock(request).await.unwrap().into_inner();
+            answer.locks
         })
     }
 
@@ -341,19 +361,25 @@ impl Sidecar {
         Self::spawn(cluster, "", &[], "trace", "1s")
     }
 
+    /// A daemon without a store, which coordinates TiKV's own log backup.
+    pub fn start_builtin(cluster: &Cluster, lines: &str) -> Self {
+        let source = format!("source = \"builtin\"\n{lines}");
+        Self::spawn_at(cluster, None, &source, &[], "info", "1s")
+    }
+
     /// The sidecar of another store than the first one.
     pub fn start_at(cluster: &Cluster, store: SocketAddr) -> Self {
-        Self::spawn_at(cluster, store, "", &[], "info", "1s")
+        Self::spawn_at(cluster, Some(store), "", &[], "info", "1s")
     }
 
     fn spawn(cluster: &Cluster, lines: &str, args: &[&str], level: &str, every: &str) -> Self {
         let store = cluster.playground.store_addr();
-        Self::spawn_at(cluster, store, lines, args, level, every)
+        Self::spawn_at(cluster, Some(store), lines, args, level, every)
     }
 
     fn spawn_at(
         cluster: &Cluster,
-        store: SocketAddr,
+        store: Option<SocketAddr>,
         lines: &str,
         args: &[&str],
         level: &str,
@@ -365,8 +391,9 @@ impl Sidecar {
             .local_addr()
             .unwrap();
         let config = dir.path().join("sidecar.toml");
+        let store = store.map_or(String::new(), |at| format!("store-address = \"{at}\"\n"));
         let text = format!(
-            "pd-endpoints = {:?}\nstore-address = \"{store}\"\nstatus-addr = \"{free}\"\n\
+            "pd-endpoints = {:?}\n{store}status-addr = \"{free}\"\n\
              {lines}\n[log-backup]\nmax-flush-interval = \"{every}\"\n",
             cluster.pds(),
         );
