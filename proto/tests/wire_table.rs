@@ -143,6 +143,7 @@ fn every_rpc_has_the_types_and_streams_of_the_table() {
     let expected = [
         "cdcpb.ChangeData",
         "import_sstpb.ImportSST",
+        "logbackup.LogBackup",
         "pdpb.PD",
         "tikvpb.Tikv",
     ];

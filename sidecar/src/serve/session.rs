@@ -419,27 +419,30 @@ impl Session {
                 }
             }
         }
-        while self.publish_fails && Instant::now() < until {
-            sleep(PUBLISH_AGAIN).await;
-            self.publish().await;
-        }
-        self.await_answer().await;
-        !self.publish_fails
+        self.settle(until).await
     }
 
-    /// Waits for the checkpoint that the last flush makes, where it can make one: what other stores
-    /// lack is not waited for. Without an answer nothing is lost but a moment: the archive promises
-    /// less than it has until the next publication.
-    async fn await_answer(&mut self) {
-        let until = Instant::now() + ANSWER;
-        let reached = |s: &Session| {
-            let known = s.publisher.published().global.unwrap_or(s.start_ts);
-            known >= s.publisher.checkpoint().min(s.end_ts)
-        };
-        while !self.publish_fails && !reached(self) {
-            match timeout_at(until, self.global.changed()).await {
+    /// Brings the archive up to the checkpoint that the last flush makes, where it can make one: what
+    /// other stores lack is not waited for. Without an answer nothing is lost but a moment: the
+    /// archive promises less than it has until the next publication. Whether nothing failed at last.
+    async fn settle(&mut self, until: Instant) -> bool {
+        let answered_by = Instant::now() + ANSWER;
+        loop {
+            if self.publish_fails {
+                if Instant::now() >= until {
+                    return false;
+                }
+                sleep(PUBLISH_AGAIN).await;
+                self.publish().await;
+                continue;
+            }
+            let known = self.publisher.published().global.unwrap_or(self.start_ts);
+            if known >= self.publisher.checkpoint().min(self.end_ts) {
+                return true;
+            }
+            match timeout_at(answered_by, self.global.changed()).await {
                 Ok(Ok(())) => self.publish().await,
-                Ok(Err(_)) | Err(_) => return,
+                Ok(Err(_)) | Err(_) => return true,
             }
         }
     }
