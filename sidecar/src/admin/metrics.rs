@@ -48,49 +48,42 @@ impl Metrics {
             Opts::new("tikv_pitr_cdc_ends", "Ends of subscriptions by kind."),
             &["kind"],
         )?;
-        let regions = IntGaugeVec::new(
-            Opts::new(
-                "tikv_pitr_cdc_regions",
-                "Regions that are followed, by state.",
-            ),
-            &["task", "state"],
-        )?;
-        let stream = IntGaugeVec::new(
-            Opts::new("tikv_pitr_cdc_bytes", "Bytes that the change stream holds."),
-            &["task", "what"],
-        )?;
-        let stores = IntGaugeVec::new(
-            Opts::new(
-                "tikv_pitr_store_state",
-                "1 for the state that a task is in on each store of the cluster.",
-            ),
-            &["store", "task", "state"],
-        )?;
-        registry.register(Box::new(stores.clone()))?;
+        registry.register(Box::new(ends.clone()))?;
         let leads = IntGauge::new(
             "tikv_pitr_coordinator_leads",
             "1 while this process coordinates the checkpoints.",
         )?;
-        let led = IntGaugeVec::new(
-            Opts::new(
-                "tikv_pitr_coordinator_checkpoint_ts",
-                "Checkpoint of a task, from the process that coordinates it.",
-            ),
-            &["task"],
-        )?;
-        let gc_margin = IntGaugeVec::new(
-            Opts::new(
-                "tikv_pitr_gc_margin_seconds",
-                "Checkpoint of a task minus PD's GC safepoint; negative: history was lost.",
-            ),
-            &["task"],
-        )?;
-        registry.register(Box::new(gc_margin.clone()))?;
         registry.register(Box::new(leads.clone()))?;
-        registry.register(Box::new(led.clone()))?;
-        registry.register(Box::new(ends.clone()))?;
-        registry.register(Box::new(regions.clone()))?;
-        registry.register(Box::new(stream.clone()))?;
+        let gauges = |name: &str, help: &str, labels: &[&str]| {
+            let gauges = IntGaugeVec::new(Opts::new(name, help), labels)?;
+            registry.register(Box::new(gauges.clone()))?;
+            Ok::<_, prometheus::Error>(gauges)
+        };
+        let regions = gauges(
+            "tikv_pitr_cdc_regions",
+            "Regions that are followed, by state.",
+            &["task", "state"],
+        )?;
+        let stream = gauges(
+            "tikv_pitr_cdc_bytes",
+            "Bytes that the change stream holds.",
+            &["task", "what"],
+        )?;
+        let stores = gauges(
+            "tikv_pitr_store_state",
+            "1 for the state that a task is in on each store of the cluster.",
+            &["store", "task", "state"],
+        )?;
+        let led = gauges(
+            "tikv_pitr_coordinator_checkpoint_ts",
+            "Checkpoint of a task, from the process that coordinates it.",
+            &["task"],
+        )?;
+        let gc_margin = gauges(
+            "tikv_pitr_gc_margin_seconds",
+            "Checkpoint of a task minus PD's GC safepoint; negative: history was lost.",
+            &["task"],
+        )?;
         Ok(Metrics {
             ends,
             regions,

@@ -103,8 +103,8 @@ impl FlushTables {
         let (queue, receiver) = mpsc::channel(QUEUE);
         let subscriber = Subscriber { registered, queue };
         let mut state = self.0.lock();
-        let wanted = state.tasks.values().filter(|t| t.is(registered));
-        if wanted.fold(true, |alive, table| alive && subscriber.tell(&table.events)) {
+        let mut wanted = state.tasks.values().filter(|t| t.is(registered));
+        if wanted.all(|table| subscriber.tell(&table.events)) {
             state.subscribers.push(subscriber);
         }
         receiver

@@ -102,15 +102,7 @@ pub async fn serve_with(
     let board = Arc::new(Board::new(config.lag_limit.get()));
     let metrics = Metrics::new().map_err(|error| Failure::from_error(Code::Internal, &error))?;
     let metrics = Arc::new(metrics);
-    let admin = AdminServer::start(
-        config.status_addr,
-        board.clone(),
-        metrics.clone(),
-        effective::of_config(&config),
-    )
-    .await
-    .map_err(|error| bind_failure("admin HTTP", config.status_addr, &error))?;
-    tracing::info!(addr = %admin.addr(), "admin HTTP is up");
+    let admin = admin(&config, &board, &metrics).await?;
     if config.source == Source::Builtin {
         return builtin::serve(&config, board, metrics, &mut stop).await;
     }
@@ -171,6 +163,19 @@ pub async fn serve_with(
     keeper.abort();
     fence.leave().await;
     ended
+}
+
+async fn admin(
+    config: &Config,
+    board: &Arc<Board>,
+    metrics: &Arc<Metrics>,
+) -> Result<AdminServer, Failure> {
+    let settings = effective::of_config(config);
+    let started = AdminServer::start(config.status_addr, board.clone(), metrics.clone(), settings);
+    let admin = started.await;
+    let admin = admin.map_err(|error| bind_failure("admin HTTP", config.status_addr, &error))?;
+    tracing::info!(addr = %admin.addr(), "admin HTTP is up");
+    Ok(admin)
 }
 
 /// The log backup service; every other service of the store is relayed to it.

@@ -135,25 +135,7 @@ impl Session {
         let flusher = Flusher::open(archive.clone(), flusher_config(context), &env)
             .await
             .map_err(|error| failed(storage::code_of_cause(&error, error.class()), &error))?;
-        let sink = RegistrySink {
-            fence: context.fence.clone(),
-            tables: context.tables.clone(),
-            task: task.name.clone(),
-            registered,
-            store_id: context.store_id,
-        };
-        let start_ts = Ts::new(task.info.start_ts);
-        let publisher_config = PublisherConfig {
-            task: task.name.clone(),
-            store_id: context.store_id,
-            ranges: ranges.clone(),
-            start_ts,
-            end_ts: end_of(task),
-            global_checkpoint: stored,
-        };
-        let publisher = Publisher::open(publisher_config, archive.clone(), Arc::new(sink), &env)
-            .await
-            .map_err(|error| failed(storage::code_of_cause(&error, error.class()), &error))?;
+        let publisher = open_publisher(context, task, registered, stored, &archive).await?;
         context.tables.load(&task.name, registered, &ranges);
         let followed_global = context.cluster.tasks.follow_global(&task.name, registered);
         let observer = Observer::start(observer_config(context), env, ranges.clone())
@@ -162,6 +144,7 @@ impl Session {
         let source = Source::start(context, ranges, frontier, observer.clone(), &task.name);
         let (globals, followed) = watch::channel(global);
         let keeper = tokio::spawn(hold::keep(context.clone(), task.name.clone(), followed));
+        let start_ts = Ts::new(task.info.start_ts);
         let clock = LagClock::new(now, publisher.published().object.max(start_ts));
         let lag = tokio::spawn(lag::show(context.clone(), task.name.clone(), clock.clone()));
         let (interval, limit) = (log.max_flush_interval.get(), log.file_size_limit.get());
@@ -513,6 +496,34 @@ async fn risen(global: &mut watch::Receiver<Option<Ts>>) {
     if global.changed().await.is_err() {
         std::future::pending::<()>().await;
     }
+}
+
+/// Whoever publishes what is durable of the task here.
+async fn open_publisher(
+    context: &Context,
+    task: &Task,
+    registered: i64,
+    stored: Option<Ts>,
+    archive: &SharedStorage,
+) -> Result<Publisher, End> {
+    let sink = RegistrySink {
+        fence: context.fence.clone(),
+        tables: context.tables.clone(),
+        task: task.name.clone(),
+        registered,
+        store_id: context.store_id,
+    };
+    let config = PublisherConfig {
+        task: task.name.clone(),
+        store_id: context.store_id,
+        ranges: task.encoded_ranges(),
+        start_ts: Ts::new(task.info.start_ts),
+        end_ts: end_of(task),
+        global_checkpoint: stored,
+    };
+    let opened = Publisher::open(config, archive.clone(), Arc::new(sink), &context.env);
+    let opened = opened.await;
+    opened.map_err(|error| failed(storage::code_of_cause(&error, error.class()), &error))
 }
 
 /// Where the log ends.
