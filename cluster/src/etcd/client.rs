@@ -281,6 +281,7 @@ pub mod compare {
             target: CompareTarget::Create as i32,
             key: key.into(),
             target_union: Some(TargetUnion::CreateRevision(0)),
+            range_end: Bytes::new(),
         }
     }
 
@@ -291,6 +292,17 @@ pub mod compare {
             target: CompareTarget::Mod as i32,
             key: key.into(),
             target_union: Some(TargetUnion::ModRevision(mod_revision)),
+            range_end: Bytes::new(),
+        }
+    }
+
+    /// No key with this prefix was written after this revision. Deletions are not seen.
+    pub fn none_written_after(prefix: impl Into<Bytes>, revision: i64) -> pb::Compare {
+        let prefix = prefix.into();
+        pb::Compare {
+            result: CompareResult::Less as i32,
+            range_end: super::prefix_end(&prefix),
+            ..unchanged(prefix, revision + 1)
         }
     }
 }

@@ -82,26 +82,26 @@ impl TaskRegistry {
     /// it after a lost answer succeeds.
     pub async fn start(&self, task: &Task) -> Result<(), TaskError> {
         keys::check_name(&task.name)?;
-        let mut snapshot = self.snapshot().await?;
-        if let Some((existing, _)) = snapshot.tasks.remove(&task.name) {
-            return self.same_or_exists(task, existing);
+        for _ in 0..CAS_ATTEMPTS {
+            let mut snapshot = self.snapshot().await?;
+            if let Some((existing, _)) = snapshot.tasks.remove(&task.name) {
+                return self.same_or_exists(task, existing);
+            }
+            let mut others = snapshot.tasks.into_values();
+            if let Some((existing, _)) = others.find(|(other, _)| other.overlaps(task)) {
+                let existing = existing.name;
+                return Err(TaskError::Exists { existing });
+            }
+            // What was looked at is all there is: nobody registered anything meanwhile.
+            let alone = compare::none_written_after(keys::INFO, snapshot.revision);
+            let outcome = self.etcd.txn(vec![alone], start_operations(task)).await?;
+            if outcome.succeeded {
+                return Ok(());
+            }
         }
-        let mut others = snapshot.tasks.into_values();
-        if let Some((existing, _)) = others.find(|(other, _)| other.overlaps(task)) {
-            let existing = existing.name;
-            return Err(TaskError::Exists { existing });
-        }
-        let absent = compare::absent(keys::info(&task.name));
-        let outcome = self.etcd.txn(vec![absent], start_operations(task)).await?;
-        if outcome.succeeded {
-            return Ok(());
-        }
-        match self.snapshot().await?.tasks.remove(&task.name) {
-            Some((existing, _)) => self.same_or_exists(task, existing),
-            None => Err(TaskError::Contended {
-                key: keys::info(&task.name),
-            }),
-        }
+        Err(TaskError::Contended {
+            key: keys::info(&task.name),
+        })
     }
 
     /// A start whose answer was lost finds its own task.

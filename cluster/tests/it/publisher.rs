@@ -74,7 +74,15 @@ impl Store {
     }
 
     fn holds(&self, compare: &Compare) -> bool {
-        let kv = self.keys.get(&compare.key[..]);
+        let found = self.range(&compare.key, &compare.range_end);
+        let all = |found: &[KeyValue]| found.iter().all(|kv| Self::holds_of(Some(kv), compare));
+        match &found[..] {
+            [] => Self::holds_of(None, compare),
+            found => all(found),
+        }
+    }
+
+    fn holds_of(kv: Option<&KeyValue>, compare: &Compare) -> bool {
         let (found, wanted) = match &compare.target_union {
             Some(TargetUnion::CreateRevision(wanted)) => {
                 (kv.map_or(0, |kv| kv.create_revision), *wanted)
@@ -480,6 +488,22 @@ async fn ending_a_pause_forgets_the_errors_of_that_task_and_of_no_other() {
         .put(damaged.as_bytes(), Bytes::from_static(b"\xFF"));
     let error = registry.last_errors("t2").await.unwrap_err();
     assert!(error.to_string().contains(&damaged), "{error}");
+}
+
+#[tokio::test]
+async fn of_two_tasks_with_a_common_key_that_start_at_once_one_is_refused() {
+    for _ in 0..16 {
+        let etcd = Etcd::default();
+        let (one, other) = (registry(&etcd).await, registry(&etcd).await);
+        let (t, u) = (task("t", 5), task("u", 5));
+        let started = tokio::join!(one.start(&t), other.start(&u));
+        let refused = match started {
+            (Ok(()), Err(error)) | (Err(error), Ok(())) => error,
+            both => panic!("{both:?}"),
+        };
+        assert!(matches!(refused, TaskError::Exists { .. }), "{refused}");
+        assert_eq!(one.list().await.unwrap().0.len(), 1);
+    }
 }
 
 #[tokio::test]

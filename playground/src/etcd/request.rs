@@ -98,7 +98,10 @@ pub fn txn(model: &mut Model, request: &pb::TxnRequest) -> Result<pb::TxnRespons
 }
 
 fn execute_txn(model: &mut Model, request: &pb::TxnRequest) -> Result<pb::TxnResponse, EtcdError> {
-    let succeeded = request.compare.iter().all(|c| holds(model, c));
+    let mut succeeded = true;
+    for compare in &request.compare {
+        succeeded = succeeded && holds(model, compare)?;
+    }
     let branch = match succeeded {
         true => &request.success,
         false => &request.failure,
@@ -145,9 +148,18 @@ fn refuse_duplicate_puts<'a>(
     Ok(())
 }
 
-fn holds(model: &Model, compare: &pb::Compare) -> bool {
+/// Whether a comparison holds of every key that it names, or of a missing one if there is none.
+fn holds(model: &Model, compare: &pb::Compare) -> Result<bool, EtcdError> {
+    let span = KeySpan::new(&compare.key, &compare.range_end)?;
+    let found = model.range(&span, 0)?;
+    Ok(match &found[..] {
+        [] => holds_of(None, compare),
+        found => found.iter().all(|kv| holds_of(Some(kv), compare)),
+    })
+}
+
+fn holds_of(found: Option<&KeyValue>, compare: &pb::Compare) -> bool {
     let missing = KeyValue::default();
-    let found = model.get(&compare.key);
     let kv = found.unwrap_or(&missing);
     let ordering = match (compare.target(), &compare.target_union) {
         (CompareTarget::Version, union) => kv.version.cmp(&version(union)),
@@ -234,6 +246,7 @@ mod tests {
             target: target.into(),
             key: key.into(),
             target_union: Some(union),
+            range_end: Bytes::new(),
         }
     }
 
@@ -283,7 +296,32 @@ mod tests {
             ("none", Equal, Value("".into()), false),
         ] {
             let c = compare(key, result, union);
-            assert_eq!(holds(&model, &c), expected, "{c:?}");
+            assert_eq!(holds(&model, &c).unwrap(), expected, "{c:?}");
+        }
+    }
+
+    #[test]
+    fn a_compared_range_holds_of_each_of_its_keys_or_of_a_missing_one() {
+        let mut model = Model::new(10);
+        for (key, value) in [("p/a", "1"), ("p/b", "2")] {
+            model.put(key.into(), value.into(), 0);
+            model.commit();
+        }
+        use CompareResult::{Equal, Less};
+        use TargetUnion::{ModRevision, Value};
+        for (key, end, result, union, expected) in [
+            ("p/", "p0", Less, ModRevision(4), true),
+            ("p/", "p0", Less, ModRevision(3), false),
+            ("p/", "p0", Equal, Value("1".into()), false),
+            ("p/", "p/b", Equal, Value("1".into()), true),
+            ("q", "r", Less, ModRevision(1), true),
+            ("q", "r", Equal, Value("".into()), false),
+        ] {
+            let c = pb::Compare {
+                range_end: end.into(),
+                ..compare(key, result, union)
+            };
+            assert_eq!(holds(&model, &c).unwrap(), expected, "{c:?}");
         }
     }
 

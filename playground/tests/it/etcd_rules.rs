@@ -165,6 +165,7 @@ async fn a_transaction_is_all_or_its_other_branch_at_one_revision() {
         target: CompareTarget::Create.into(),
         key: key.into(),
         target_union: Some(TargetUnion::CreateRevision(0)),
+        range_end: Vec::new().into(),
     };
     let txn = || TxnRequest {
         compare: vec![absent("/x/a"), absent("/x/b")],

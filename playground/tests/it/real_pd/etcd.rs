@@ -110,6 +110,7 @@ async fn transactions(asked: &mut Asked) {
         target: CompareTarget::Create.into(),
         key: key("a"),
         target_union: Some(TargetUnion::CreateRevision(0)),
+        range_end: Vec::new().into(),
     };
     for (what, compare, success) in [
         (
