@@ -79,68 +79,21 @@ pub struct TaskOnStore {
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 #[serde(tag = "state", rename_all = "snake_case")]
 pub enum StateOnStore {
-    /// Its storage is being opened and its regions registered.
-    Loading,
-    /// Changes are tailed and flushed.
-    Running,
-    /// The pause key exists: nothing is tailed.
-    Paused,
-    /// The archive reaches the end of the task: nothing is tailed any more.
-    Finished,
-    /// Something is wrong; it is tried again unless `gap` is set.
-    Failing {
-        /// What, where and what to do.
-        reason: String,
-        /// Since when (RFC 3339, UTC).
-        since: String,
-        /// Failed attempts in a row.
-        attempts: u64,
-        /// History that this task needs was removed by GC.
-        gap: bool,
-    },
     /// The sidecar has not seen the task.
     NotLoaded,
     /// No sidecar runs: nothing of this store is captured.
     NoSidecar,
-}
-
-impl From<&TaskState> for StateOnStore {
-    fn from(state: &TaskState) -> Self {
-        match state.clone() {
-            TaskState::Loading => StateOnStore::Loading,
-            TaskState::Running => StateOnStore::Running,
-            TaskState::Paused => StateOnStore::Paused,
-            TaskState::Finished => StateOnStore::Finished,
-            TaskState::Failing {
-                reason,
-                since,
-                attempts,
-                gap,
-            } => StateOnStore::Failing {
-                reason,
-                since,
-                attempts,
-                gap,
-            },
-        }
-    }
+    /// As its sidecar says.
+    #[serde(untagged)]
+    Known(TaskState),
 }
 
 impl fmt::Display for StateOnStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            StateOnStore::Loading => f.write_str("loading"),
-            StateOnStore::Running => f.write_str("running"),
-            StateOnStore::Paused => f.write_str("paused"),
-            StateOnStore::Finished => f.write_str("finished"),
-            StateOnStore::Failing {
-                reason,
-                since,
-                attempts,
-                ..
-            } => write!(f, "failing since {since} ({attempts} times): {reason}"),
             StateOnStore::NotLoaded => f.write_str("not loaded"),
             StateOnStore::NoSidecar => f.write_str("nothing is captured here"),
+            StateOnStore::Known(state) => state.fmt(f),
         }
     }
 }
@@ -200,7 +153,7 @@ impl StoreStatus {
         let state = match (&self.sidecar, &task) {
             (None, _) => StateOnStore::NoSidecar,
             (Some(_), None) => StateOnStore::NotLoaded,
-            (Some(_), Some(task)) => (&task.state).into(),
+            (Some(_), Some(task)) => StateOnStore::Known(task.state.clone()),
         };
         TaskOnStore {
             store_id: self.store_id,
@@ -271,13 +224,9 @@ impl StateOnStore {
     /// As metrics call it.
     pub fn name(&self) -> &'static str {
         match self {
-            StateOnStore::Loading => "loading",
-            StateOnStore::Running => "running",
-            StateOnStore::Paused => "paused",
-            StateOnStore::Finished => "finished",
-            StateOnStore::Failing { .. } => "failing",
             StateOnStore::NotLoaded => "not_loaded",
             StateOnStore::NoSidecar => "no_sidecar",
+            StateOnStore::Known(state) => state.name(),
         }
     }
 }
@@ -292,7 +241,7 @@ mod tests {
             store_id,
             store_address: String::new(),
             sidecar: None,
-            state: StateOnStore::Running,
+            state: StateOnStore::Known(TaskState::Running),
             held_by: Some(HeldBy {
                 store_id: held_at,
                 region_id: None,

@@ -38,19 +38,29 @@ pub enum TaskState {
     },
 }
 
+impl TaskState {
+    /// As metrics call it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            TaskState::Loading => "loading",
+            TaskState::Running => "running",
+            TaskState::Paused => "paused",
+            TaskState::Finished => "finished",
+            TaskState::Failing { .. } => "failing",
+        }
+    }
+}
+
 impl fmt::Display for TaskState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            TaskState::Loading => f.write_str("loading"),
-            TaskState::Running => f.write_str("running"),
-            TaskState::Paused => f.write_str("paused"),
-            TaskState::Finished => f.write_str("finished"),
             TaskState::Failing {
                 reason,
                 since,
                 attempts,
                 ..
             } => write!(f, "failing since {since} ({attempts} times): {reason}"),
+            state => f.write_str(state.name()),
         }
     }
 }
