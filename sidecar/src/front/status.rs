@@ -26,15 +26,15 @@ use crate::admin::Metrics;
 
 /// Largest page that is changed on its way: TiKV's metrics take some megabytes.
 const PAGE_LIMIT: usize = 64 << 20;
-/// Headers that belong to one connection (RFC 9110, section 7.6.1), and those that no longer fit a
-/// page that was changed.
-const HOP: [HeaderName; 6] = [
+/// Headers that belong to one connection (RFC 9110, section 7.6.1).
+const HOP: [HeaderName; 7] = [
     header::CONNECTION,
     header::TE,
     header::TRAILER,
     header::TRANSFER_ENCODING,
     header::UPGRADE,
     header::PROXY_AUTHENTICATE,
+    header::PROXY_AUTHORIZATION,
 ];
 
 /// The server; it ends when this is dropped.

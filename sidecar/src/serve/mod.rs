@@ -187,6 +187,16 @@ async fn log_backup(
 ) -> Result<GrpcFront, Failure> {
     let free = SocketAddr::new(config.status_addr.ip(), 0);
     let addr = config.log_backup_addr.unwrap_or(free);
+    let told = config.advertise_log_backup_addr.clone();
+    if [told, Some(addr.to_string())].contains(&Some(store_address.to_owned())) {
+        let what = "the log backup service has the address under which PD knows the store";
+        return Err(Failure::new(Code::BadConfig, what)
+            .at(addr.to_string())
+            .effect("nothing was started: calls of the store would be relayed in a circle")
+            .action(
+                "give `log-backup-addr` an address of its own, and the store its `peer_address`",
+            ));
+    }
     let routes = LogBackupService::routes(tables.clone(), orders.clone());
     let front = GrpcFront::start(addr, routes, Some(store_address)).await;
     front.map_err(|error| match error {
