@@ -62,6 +62,8 @@ mod stores;
 mod surfaces;
 #[path = "it/system.rs"]
 mod system;
+#[path = "it/tasks.rs"]
+mod tasks;
 #[path = "it/troubles.rs"]
 mod troubles;
 #[path = "it/whole_way.rs"]

@@ -1,6 +1,7 @@
 //! What a sidecar costs beside its store: processor and memory of the real process under load and at
 //! rest. Measurements without a bound of their own; `make bench` runs and prints them.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use pitr_format::EncodedKey;
@@ -15,6 +16,8 @@ use crate::system::Cluster;
 const ROWS: usize = 64;
 /// Bytes of a row's value.
 const LEN: usize = 800;
+/// Clients that write at a time; one alone waits for its answers.
+const CLIENTS: usize = 4;
 /// What is asked for.
 const RATE: f64 = 50e6;
 
@@ -53,20 +56,23 @@ fn bench_load_of_50_mb_a_second_over_10000_regions() {
     let writer = Writer::of(&cluster);
     daemon.wait_checkpoint(&cluster, writer.put(0..ROWS, LEN));
     let (cpu, began) = (daemon.cpu(), Instant::now());
-    let (mut written, mut n, mut last) = (0.0, 0, None);
-    while began.elapsed() < Duration::from_secs(30) {
-        if written > began.elapsed().as_secs_f64() * RATE {
-            std::thread::sleep(Duration::from_millis(1));
-            continue;
+    let turns = AtomicUsize::new(0);
+    let one_client = || {
+        let writer = Writer::of(&cluster);
+        while began.elapsed() < Duration::from_secs(30) {
+            let n = turns.fetch_add(1, Ordering::Relaxed);
+            let due = (n * ROWS * LEN) as f64 / RATE;
+            let early = due - began.elapsed().as_secs_f64();
+            std::thread::sleep(Duration::from_secs_f64(early.max(0.0)));
+            // Far apart, so that every flush has slices of very many regions.
+            let region = n * 7919 % REGIONS;
+            writer.put(region * ROWS..(region + 1) * ROWS, LEN);
         }
-        // Far apart, so that every flush has slices of very many regions.
-        let region = n * 7919 % REGIONS;
-        last = Some(writer.put(region * ROWS..(region + 1) * ROWS, LEN));
-        written += (ROWS * LEN) as f64;
-        n += 1;
-    }
+    };
+    std::thread::scope(|scope| (0..CLIENTS).for_each(|_| drop(scope.spawn(one_client))));
+    let written = (turns.load(Ordering::Relaxed) * ROWS * LEN) as f64;
     let rate = written / began.elapsed().as_secs_f64() / 1e6;
-    daemon.wait_checkpoint(&cluster, last.unwrap());
+    daemon.wait_checkpoint(&cluster, cluster.playground.timestamp().unwrap());
     let cpu = (daemon.cpu() - cpu).as_secs_f64() / (written / 1e9);
     let more = format!("regions {REGIONS} mb-s {rate:.1} cpu-s-per-gb {cpu:.2}");
     tell("sidecar-load", &daemon, &more);
