@@ -190,6 +190,11 @@ impl Pd for Member {
     }
 
     not_served! {
+        get_gc_state(GetGcStateRequest) -> GetGcStateResponse;
+        set_gc_barrier(SetGcBarrierRequest) -> SetGcBarrierResponse;
+        delete_gc_barrier(DeleteGcBarrierRequest) -> DeleteGcBarrierResponse;
+        advance_txn_safe_point(AdvanceTxnSafePointRequest) -> AdvanceTxnSafePointResponse;
+        advance_gc_safe_point(AdvanceGcSafePointRequest) -> AdvanceGcSafePointResponse;
         bootstrap(BootstrapRequest) -> BootstrapResponse;
         put_store(PutStoreRequest) -> PutStoreResponse;
         store_heartbeat(StoreHeartbeatRequest) -> StoreHeartbeatResponse;

@@ -132,6 +132,11 @@ fn no_other_store() -> Status {
     Status::unimplemented("the playground's PD serves the stores of its own process only")
 }
 
+/// What a server without the method answers.
+fn unknown_method(name: &str) -> Status {
+    Status::unimplemented(format!("unknown method {name} for service pdpb.PD"))
+}
+
 /// New regions per key asked for, in percent: a key that is a bound already counts as not done.
 fn share(new: &[u64], keys: &[bytes::Bytes]) -> u64 {
     match keys.len() as u64 {
@@ -474,6 +479,41 @@ impl Pd for PdService {
             ttl: minimum.ttl,
             min_safe_point: minimum.safe_point,
         }))
+    }
+
+    async fn get_gc_state(
+        &self,
+        _: Request<pdpb::GetGcStateRequest>,
+    ) -> Answer<pdpb::GetGcStateResponse> {
+        Err(unknown_method("GetGCState"))
+    }
+
+    async fn set_gc_barrier(
+        &self,
+        _: Request<pdpb::SetGcBarrierRequest>,
+    ) -> Answer<pdpb::SetGcBarrierResponse> {
+        Err(unknown_method("SetGCBarrier"))
+    }
+
+    async fn delete_gc_barrier(
+        &self,
+        _: Request<pdpb::DeleteGcBarrierRequest>,
+    ) -> Answer<pdpb::DeleteGcBarrierResponse> {
+        Err(unknown_method("DeleteGCBarrier"))
+    }
+
+    async fn advance_txn_safe_point(
+        &self,
+        _: Request<pdpb::AdvanceTxnSafePointRequest>,
+    ) -> Answer<pdpb::AdvanceTxnSafePointResponse> {
+        Err(unknown_method("AdvanceTxnSafePoint"))
+    }
+
+    async fn advance_gc_safe_point(
+        &self,
+        _: Request<pdpb::AdvanceGcSafePointRequest>,
+    ) -> Answer<pdpb::AdvanceGcSafePointResponse> {
+        Err(unknown_method("AdvanceGCSafePoint"))
     }
 
     async fn get_operator(
