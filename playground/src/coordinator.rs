@@ -70,6 +70,7 @@ pub(crate) struct OwnPd {
     clock: Clock,
     addr: SocketAddr,
     ghosts: u64,
+    gc_states: bool,
 }
 
 impl Coordinator {
@@ -148,6 +149,7 @@ impl OwnPd {
             clock,
             addr,
             ghosts: config.ghost_stores,
+            gc_states: config.gc_states,
         })
     }
 
@@ -171,6 +173,7 @@ impl OwnPd {
             topology,
             self.clock.clone(),
             format!("http://{}", reachable(self.addr)),
+            self.gc_states,
         );
         let etcd = EtcdService::new(self.etcd.clone());
         let watch = WatchService::new(self.etcd.clone());

@@ -21,7 +21,7 @@ struct Arguments {
     data_dir: PathBuf,
     /// URLs of a real PD, separated by commas: the stores register there, and the playground's own PD
     /// and etcd are off.
-    #[arg(long, value_name = "URL", value_delimiter = ',', conflicts_with_all = ["pd_addr", "cluster_id"])]
+    #[arg(long, value_name = "URL", value_delimiter = ',', conflicts_with_all = ["pd_addr", "cluster_id", "gc_states"])]
     pd: Vec<String>,
     /// Address of the playground's own PD and etcd; port 0 takes a free one.
     #[arg(long, default_value = "127.0.0.1:2379")]
@@ -51,6 +51,10 @@ struct Arguments {
     /// Cluster id of a new data directory; random if left out.
     #[arg(long)]
     cluster_id: Option<u64>,
+    /// The playground's own PD serves the GC states API (barriers, txn safe point) as PD does from
+    /// 9.0.0-beta.2 on; else it is a classic PD, with service safe points only.
+    #[arg(long)]
+    gc_states: bool,
     /// Milliseconds between resolved timestamps, 50 or more.
     #[arg(long, default_value_t = 1000, value_name = "MS")]
     resolved_ts_interval: u64,
@@ -88,6 +92,7 @@ fn run(arguments: Arguments) -> Result<(), Box<dyn std::error::Error>> {
         advertise_status_addrs: arguments.advertise_status_addr,
         advertise_peer_addrs: arguments.advertise_peer_addr,
         cluster_id: arguments.cluster_id,
+        gc_states: arguments.gc_states,
         resolved_ts_interval: Duration::from_millis(arguments.resolved_ts_interval),
         ..PlaygroundConfig::new(arguments.data_dir)
     })?;

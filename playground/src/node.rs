@@ -60,6 +60,8 @@ pub struct PlaygroundConfig {
     pub admin_addr: Option<SocketAddr>,
     /// Id of the own PD's cluster; random for a new directory, that of the directory for an old one.
     pub cluster_id: Option<u64>,
+    /// Whether the own PD is a newer one, with GC states: barriers and a txn safe point.
+    pub gc_states: bool,
     /// How often resolved timestamps are sent; at least [`MIN_RESOLVED_TS_INTERVAL`].
     pub resolved_ts_interval: Duration,
     /// Version that the stores report.
@@ -83,6 +85,7 @@ impl PlaygroundConfig {
             advertise_peer_addrs: Vec::new(),
             admin_addr: None,
             cluster_id: None,
+            gc_states: false,
             resolved_ts_interval: Duration::from_secs(1),
             store_version: STORE_VERSION.to_owned(),
             ghost_stores: 0,
@@ -129,6 +132,11 @@ pub enum StartError {
     /// More advertised addresses than stores.
     #[error("{0} advertised addresses for {1} stores: give one for each store, in their order")]
     Advertised(usize, usize),
+    /// GC states of a PD that is not served.
+    #[error(
+        "GC states are those of the playground's own PD, which is off with a real PD: leave out one of the two"
+    )]
+    GcStates,
     /// The interval is too short.
     #[error("resolved-ts interval {0:?} is below {MIN_RESOLVED_TS_INTERVAL:?}")]
     Interval(Duration),
@@ -143,9 +151,10 @@ impl StartError {
             StartError::Etcd(e) => e.class(),
             StartError::RealPd(e) => e.class(),
             StartError::Store(e) => e.class(),
-            StartError::Stores(_) | StartError::Advertised(..) | StartError::Interval(_) => {
-                Class::Permanent
-            }
+            StartError::Stores(_)
+            | StartError::Advertised(..)
+            | StartError::GcStates
+            | StartError::Interval(_) => Class::Permanent,
         }
     }
 }
@@ -223,6 +232,9 @@ fn check(config: &PlaygroundConfig) -> Result<(), StartError> {
     }
     if !(1..=MAX_STORES).contains(&config.stores) {
         return Err(StartError::Stores(config.stores));
+    }
+    if config.gc_states && !config.real_pd.is_empty() {
+        return Err(StartError::GcStates);
     }
     for names in [&config.advertise_status_addrs, &config.advertise_peer_addrs] {
         if names.len() > config.stores {

@@ -105,23 +105,11 @@ pub fn advance_gc(record: &mut Record, safe_point: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
-
-    fn record() -> Record {
-        Record {
-            cluster_id: 1,
-            tso_until_ms: 0,
-            next_id: 1,
-            gc_safe_point: 0,
-            services: BTreeMap::new(),
-        }
-    }
 
     #[test]
     fn gc_worker_stands_at_zero_for_ever_until_it_moves() {
-        let mut r = record();
+        let mut r = Record::new(1);
         let min = update_service(&mut r, "a", 60, 500, 1000).unwrap();
         assert_eq!(
             (min.service_id.as_str(), min.ttl, min.safe_point),
@@ -134,7 +122,7 @@ mod tests {
 
     #[test]
     fn a_value_below_the_minimum_is_ignored_and_the_answer_shows_it() {
-        let mut r = record();
+        let mut r = Record::new(1);
         update_service(&mut r, GC_WORKER, i64::MAX, 900, 0).unwrap();
         let min = update_service(&mut r, "late", 60, 899, 0).unwrap();
         assert_eq!(min.safe_point, 900);
@@ -146,7 +134,7 @@ mod tests {
 
     #[test]
     fn entries_end_with_their_ttl_or_by_removal() {
-        let mut r = record();
+        let mut r = Record::new(1);
         update_service(&mut r, "short", 10, 5, 100).unwrap();
         update_service(&mut r, "long", 1000, 6, 100).unwrap();
         let worker = update_service(&mut r, GC_WORKER, i64::MAX, 50, 109).unwrap();
@@ -159,7 +147,7 @@ mod tests {
 
     #[test]
     fn gc_worker_cannot_be_removed_or_limited() {
-        let mut r = record();
+        let mut r = Record::new(1);
         let remove = update_service(&mut r, GC_WORKER, 0, 1, 0);
         assert_eq!(remove, Err(SafePointError::RemoveGcWorker));
         let limit = update_service(&mut r, GC_WORKER, 60, 1, 0);
@@ -168,7 +156,7 @@ mod tests {
 
     #[test]
     fn the_gc_safe_point_passes_every_service_but_never_goes_back() {
-        let mut r = record();
+        let mut r = Record::new(1);
         update_service(&mut r, "holder", 60, 5, 0).unwrap();
         assert_eq!(advance_gc(&mut r, 80), 80);
         assert_eq!(advance_gc(&mut r, 70), 80);

@@ -26,8 +26,29 @@ pub struct Record {
     pub next_id: u64,
     /// The GC safe point: versions below may be gone.
     pub gc_safe_point: u64,
-    /// Service safe points by service id.
+    /// Nobody reads below; only with GC states.
+    #[serde(default)]
+    pub txn_safe_point: u64,
+    /// Service safe points by service id; with GC states these are the barriers.
     pub services: BTreeMap<String, ServiceEntry>,
+    /// Barriers of all keyspaces; only with GC states.
+    #[serde(default)]
+    pub global_barriers: BTreeMap<String, ServiceEntry>,
+}
+
+impl Record {
+    /// A new cluster's.
+    pub fn new(cluster_id: u64) -> Self {
+        Record {
+            cluster_id,
+            tso_until_ms: 0,
+            next_id: FIRST_FREE_ID,
+            gc_safe_point: 0,
+            txn_safe_point: 0,
+            services: BTreeMap::new(),
+            global_barriers: BTreeMap::new(),
+        }
+    }
 }
 
 /// Safe point of one service.
@@ -104,13 +125,7 @@ impl StateFile {
             }
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 std::fs::create_dir_all(dir).map_err(io_error)?;
-                let record = Record {
-                    cluster_id: cluster_id.unwrap_or_else(random_cluster_id),
-                    tso_until_ms: 0,
-                    next_id: FIRST_FREE_ID,
-                    gc_safe_point: 0,
-                    services: BTreeMap::new(),
-                };
+                let record = Record::new(cluster_id.unwrap_or_else(random_cluster_id));
                 durable::replace(&path, &to_bytes(&record)).map_err(io_error)?;
                 record
             }
@@ -186,6 +201,17 @@ mod tests {
         let second = StateFile::open(dir.path(), None).unwrap();
         assert_eq!(second.cluster_id(), cluster);
         assert_eq!(second.alloc_ids(1).unwrap(), id + 1);
+    }
+
+    #[test]
+    fn a_file_from_before_the_gc_states_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let old =
+            r#"{"cluster_id":7,"tso_until_ms":1,"next_id":1000,"gc_safe_point":5,"services":{}}"#;
+        std::fs::write(dir.path().join("pd.json"), old).unwrap();
+        let state = StateFile::open(dir.path(), None).unwrap();
+        let points = state.read(|r| (r.gc_safe_point, r.txn_safe_point));
+        assert_eq!(points, (5, 0));
     }
 
     #[test]

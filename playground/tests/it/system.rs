@@ -22,6 +22,7 @@ pub struct System {
     pub cluster_id: u64,
     playground: Playground,
     dir: TempDir,
+    gc_states: bool,
 }
 
 /// Whether and how often a store sends resolved timestamps.
@@ -33,11 +34,18 @@ impl System {
     /// A new cluster.
     pub async fn start(resolved_ts_interval: Duration) -> System {
         let dir = tempfile::tempdir().expect("temporary directory");
-        System::start_in(dir, resolved_ts_interval).await
+        System::start_in(dir, resolved_ts_interval, false).await
     }
 
-    async fn start_in(dir: TempDir, resolved_ts_interval: Duration) -> System {
+    /// A new cluster with a PD that has GC states.
+    pub async fn start_with_gc_states() -> System {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        System::start_in(dir, SELDOM, true).await
+    }
+
+    async fn start_in(dir: TempDir, resolved_ts_interval: Duration, gc_states: bool) -> System {
         let mut config = PlaygroundConfig::new(dir.path());
+        config.gc_states = gc_states;
         config.resolved_ts_interval = resolved_ts_interval;
         let playground = Playground::start(config).expect("playground starts");
         let pd_channel = connect(&playground.pd_addr().to_string()).await;
@@ -50,18 +58,22 @@ impl System {
             store_channel,
             playground,
             dir,
+            gc_states,
         }
     }
 
     /// Stops the process part and starts it again on the same data.
     pub async fn restart(self, resolved_ts_interval: Duration) -> System {
         let System {
-            playground, dir, ..
+            playground,
+            dir,
+            gc_states,
+            ..
         } = self;
         tokio::task::spawn_blocking(move || playground.shutdown())
             .await
             .expect("shutdown");
-        System::start_in(dir, resolved_ts_interval).await
+        System::start_in(dir, resolved_ts_interval, gc_states).await
     }
 
     /// Stops it and removes its data.

@@ -4,6 +4,8 @@
 //! answered with FAILED_PRECONDITION, as PD does. What is not in the service definition is
 //! answered with UNIMPLEMENTED by tonic.
 
+mod gc;
+
 use std::sync::Arc;
 
 use futures::StreamExt;
@@ -12,14 +14,15 @@ use pitr_proto::metapb;
 use pitr_proto::pdpb::{self, pd_server::Pd};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::clock::Clock;
-use super::safepoint;
-use super::state::{StateError, StateFile};
-use super::topology::{Placed, Topology, region_at, regions_between, with_leader};
-use super::tso::{MAX_COUNT, TimestampOracle};
+use crate::pd::clock::Clock;
+use crate::pd::state::{StateError, StateFile};
+use crate::pd::topology::{Placed, Topology, region_at, regions_between, with_leader};
+use crate::pd::tso::{MAX_COUNT, TimestampOracle};
 
 /// What PD reports as its own version.
 const PD_VERSION: &str = "v8.5.6";
+/// The same for one with GC states: the first that has them.
+const PD_VERSION_GC_STATES: &str = "v9.0.0-beta.2.pre";
 
 type Answer<T> = Result<Response<T>, Status>;
 
@@ -35,16 +38,19 @@ struct Shared {
     topology: Arc<dyn Topology>,
     clock: Clock,
     client_url: String,
+    gc_states: bool,
 }
 
 impl PdService {
-    /// `client_url` is what clients are told to connect to, `http://host:port`.
+    /// `client_url` is what clients are told to connect to, `http://host:port`; with `gc_states` it is
+    /// a PD that has them.
     pub fn new(
         state: Arc<StateFile>,
         oracle: Arc<TimestampOracle>,
         topology: Arc<dyn Topology>,
         clock: Clock,
         client_url: String,
+        gc_states: bool,
     ) -> Self {
         let shared = Shared {
             state,
@@ -52,6 +58,7 @@ impl PdService {
             topology,
             clock,
             client_url,
+            gc_states,
         };
         PdService {
             shared: Arc::new(shared),
@@ -132,11 +139,6 @@ fn no_other_store() -> Status {
     Status::unimplemented("the playground's PD serves the stores of its own process only")
 }
 
-/// What a server without the method answers.
-fn unknown_method(name: &str) -> Status {
-    Status::unimplemented(format!("unknown method {name} for service pdpb.PD"))
-}
-
 /// New regions per key asked for, in percent: a key that is a bound already counts as not done.
 fn share(new: &[u64], keys: &[bytes::Bytes]) -> u64 {
     match keys.len() as u64 {
@@ -166,12 +168,16 @@ impl Pd for PdService {
         &self,
         _: Request<pdpb::GetMembersRequest>,
     ) -> Answer<pdpb::GetMembersResponse> {
+        let version = match self.shared.gc_states {
+            true => PD_VERSION_GC_STATES,
+            false => PD_VERSION,
+        };
         let me = pdpb::Member {
             name: "playground".to_owned(),
             member_id: 1,
             peer_urls: vec![self.shared.client_url.clone()],
             client_urls: vec![self.shared.client_url.clone()],
-            binary_version: PD_VERSION.to_owned(),
+            binary_version: version.to_owned(),
             ..Default::default()
         };
         Ok(Response::new(pdpb::GetMembersResponse {
@@ -444,76 +450,50 @@ impl Pd for PdService {
         &self,
         request: Request<pdpb::UpdateGcSafePointRequest>,
     ) -> Answer<pdpb::UpdateGcSafePointResponse> {
-        let request = request.into_inner();
-        self.check(request.header.as_ref())?;
-        let new_safe_point = self
-            .shared
-            .state
-            .update(|record| safepoint::advance_gc(record, request.safe_point))
-            .map_err(disk)?;
-        Ok(Response::new(pdpb::UpdateGcSafePointResponse {
-            header: self.header(),
-            new_safe_point,
-        }))
+        self.gc_safe_point(request.into_inner()).map(Response::new)
     }
 
     async fn update_service_gc_safe_point(
         &self,
         request: Request<pdpb::UpdateServiceGcSafePointRequest>,
     ) -> Answer<pdpb::UpdateServiceGcSafePointResponse> {
-        let request = request.into_inner();
-        self.check(request.header.as_ref())?;
-        let service = String::from_utf8_lossy(&request.service_id);
-        let now = i64::try_from((self.shared.clock)() / 1000).unwrap_or(i64::MAX);
-        let minimum = self
-            .shared
-            .state
-            .update(|r| {
-                safepoint::update_service(r, &service, request.ttl, request.safe_point, now)
-            })
-            .map_err(disk)?
-            .map_err(|e| Status::unknown(e.to_string()))?;
-        Ok(Response::new(pdpb::UpdateServiceGcSafePointResponse {
-            header: self.header(),
-            service_id: minimum.service_id.into(),
-            ttl: minimum.ttl,
-            min_safe_point: minimum.safe_point,
-        }))
+        self.service_safe_point(request.into_inner())
+            .map(Response::new)
     }
 
     async fn get_gc_state(
         &self,
-        _: Request<pdpb::GetGcStateRequest>,
+        request: Request<pdpb::GetGcStateRequest>,
     ) -> Answer<pdpb::GetGcStateResponse> {
-        Err(unknown_method("GetGCState"))
+        self.gc_state(request.into_inner()).map(Response::new)
     }
 
     async fn set_gc_barrier(
         &self,
-        _: Request<pdpb::SetGcBarrierRequest>,
+        request: Request<pdpb::SetGcBarrierRequest>,
     ) -> Answer<pdpb::SetGcBarrierResponse> {
-        Err(unknown_method("SetGCBarrier"))
+        self.set_barrier(request.into_inner()).map(Response::new)
     }
 
     async fn delete_gc_barrier(
         &self,
-        _: Request<pdpb::DeleteGcBarrierRequest>,
+        request: Request<pdpb::DeleteGcBarrierRequest>,
     ) -> Answer<pdpb::DeleteGcBarrierResponse> {
-        Err(unknown_method("DeleteGCBarrier"))
+        self.delete_barrier(request.into_inner()).map(Response::new)
     }
 
     async fn advance_txn_safe_point(
         &self,
-        _: Request<pdpb::AdvanceTxnSafePointRequest>,
+        request: Request<pdpb::AdvanceTxnSafePointRequest>,
     ) -> Answer<pdpb::AdvanceTxnSafePointResponse> {
-        Err(unknown_method("AdvanceTxnSafePoint"))
+        self.advance_txn(request.into_inner()).map(Response::new)
     }
 
     async fn advance_gc_safe_point(
         &self,
-        _: Request<pdpb::AdvanceGcSafePointRequest>,
+        request: Request<pdpb::AdvanceGcSafePointRequest>,
     ) -> Answer<pdpb::AdvanceGcSafePointResponse> {
-        Err(unknown_method("AdvanceGCSafePoint"))
+        self.advance_gc(request.into_inner()).map(Response::new)
     }
 
     async fn get_operator(
