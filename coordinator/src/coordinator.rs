@@ -23,6 +23,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use crate::desk::{self, Shared};
 use crate::directory::{self, Endpoint};
 use crate::election::{BEAT, Candidate, Leader};
+use crate::gc_driver::{self, GcDriver};
 use crate::policy::{Need, Policy, SafePoint, safe_point};
 use crate::status::CoordinatorStatus;
 
@@ -59,6 +60,11 @@ pub struct Options {
     pub transient: Transient,
     /// How it resolves locks of parts that stand still; nothing where others do.
     pub locks: Option<Locks>,
+    /// Whether those who tail the stores cannot tell when they read history that GC had removed: then
+    /// no checkpoint is raised once GC has passed it.
+    pub history_unwatched: bool,
+    /// How it drives GC; nothing where others do.
+    pub gc_driver: Option<GcDriver>,
 }
 
 /// A candidate.
@@ -184,6 +190,8 @@ impl Coordinator {
             pause_value: self.options.pause_value.clone(),
             transient: self.options.transient.clone(),
             locks: self.options.locks.clone(),
+            history_unwatched: self.options.history_unwatched,
+            condition: candidate.condition(),
             endpoints,
             status: self.status.clone(),
             needs: Default::default(),
@@ -193,6 +201,9 @@ impl Coordinator {
         let mut work = JoinSet::new();
         work.spawn(look_up(shared.clone(), found));
         work.spawn(keep_safe_point(shared.clone()));
+        if let Some(driver) = &self.options.gc_driver {
+            work.spawn(gc_driver::drive(shared.clone(), driver.clone()));
+        }
         let mut desks: BTreeMap<String, Seat> = BTreeMap::new();
         let mut events = self.tasks.events();
         let mut beat = interval(BEAT);
@@ -302,22 +313,21 @@ async fn keep_safe_point(shared: Arc<Shared>) {
 
 /// Whether PD has it as it should be.
 async fn set_safe_point(shared: &Shared, wanted: SafePoint) -> bool {
-    let (ttl, ts) = match wanted {
-        SafePoint::At(ts) => (TTL.as_secs() as i64, ts),
+    let told = match wanted {
+        SafePoint::At(ts) => shared.pd.hold_gc(SERVICE, TTL, ts).await.map(|min| {
+            if min > ts {
+                tracing::warn!(asked = %ts, %min, "PD did not take the coordinator's safepoint");
+            }
+        }),
         SafePoint::Leave => return true,
         SafePoint::Remove => match shared.tasks.list().await {
-            Ok((tasks, _)) if tasks.is_empty() => (0, Ts::ZERO),
+            Ok((tasks, _)) if tasks.is_empty() => shared.pd.release_gc(SERVICE).await,
             // They are not seated yet.
             _ => return false,
         },
     };
-    match shared.pd.set_service_safe_point(SERVICE, ttl, ts).await {
-        Ok(min) => {
-            if ttl > 0 && min > ts {
-                tracing::warn!(asked = %ts, %min, "PD did not take the coordinator's safepoint");
-            }
-            true
-        }
+    match told {
+        Ok(()) => true,
         Err(error) => {
             tracing::warn!(%error, "the coordinator's safepoint is not renewed");
             false

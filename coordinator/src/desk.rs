@@ -1,8 +1,8 @@
 //! One task at its coordinator: hears the stores, raises the checkpoint in PD, watches the lag.
 //!
 //! Invariants: the checkpoint in PD is only raised, only to the minimum of what was told, only by
-//! a transaction that the election still holds in, and never above PD's own time, which nothing
-//! durable can have passed. A flush that is heard is published at once, without waiting for a tick.
+//! a transaction that the election still holds in, never above PD's own time, which nothing durable
+//! can have passed, and never once GC has passed it where nobody else would notice. A flush that is heard is published at once, without waiting for a tick.
 //! Started and dropped by [`crate::coordinator`].
 
 use std::collections::BTreeMap;
@@ -16,6 +16,7 @@ use pitr_cluster::pd::PdClient;
 use pitr_cluster::tasks::{Task, TaskError, TaskRegistry};
 use pitr_format::{EncodedRange, Ts};
 use pitr_observer::TaskRanges;
+use pitr_proto::etcdserverpb as pb;
 use pitr_proto::logbackup::FlushNowRequest;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
@@ -48,6 +49,10 @@ pub(crate) struct Shared {
     pub pause_value: PauseValue,
     pub transient: Transient,
     pub locks: Option<Locks>,
+    /// Whether nobody tells when history was read that GC had removed.
+    pub history_unwatched: bool,
+    /// Holds in a transaction only while this process leads.
+    pub condition: pb::Compare,
     pub endpoints: watch::Receiver<Arc<Vec<Endpoint>>>,
     pub status: watch::Sender<CoordinatorStatus>,
     /// What each task needs of GC.
@@ -89,6 +94,8 @@ pub(crate) struct Desk {
     resumed_at: Ts,
     urged: Option<Instant>,
     began: Instant,
+    /// History after the checkpoint may be missing.
+    broken: bool,
 }
 
 /// Runs the desk of a task until it is gone.
@@ -141,6 +148,7 @@ impl Desk {
             resumed_at: start,
             urged: None,
             began: Instant::now(),
+            broken: false,
         };
         desk.holds(start);
         desk.follow_stores();
@@ -241,7 +249,8 @@ impl Desk {
             end => Ts::new(end),
         };
         let proven = self.spans.global().min(end);
-        if proven <= self.stored.unwrap_or(Ts::new(self.task.info.start_ts)) {
+        let held = self.stored.unwrap_or(Ts::new(self.task.info.start_ts));
+        if proven <= held {
             self.page.trouble.clear();
             return true;
         }
@@ -257,6 +266,9 @@ impl Desk {
         if proven > self.now {
             self.page.trouble = format!("stores told {proven}, which PD's clock has not reached");
             tracing::error!(task = self.task.name, %proven, now = %self.now, "a checkpoint of the future");
+            return true;
+        }
+        if !self.history_is_whole(held).await {
             return true;
         }
         let tasks = &self.shared.tasks;
@@ -281,10 +293,36 @@ impl Desk {
         true
     }
 
+    /// Whether all that was read since the checkpoint was there to be read: as long as GC has not
+    /// passed that. Where the tailers watch that themselves, theirs is the word.
+    async fn history_is_whole(&mut self, held: Ts) -> bool {
+        if !self.shared.history_unwatched {
+            return true;
+        }
+        let safe_point = match self.shared.pd.gc_safe_point().await {
+            Ok(safe_point) => safe_point,
+            Err(error) => {
+                self.page.trouble = error.to_string();
+                return false;
+            }
+        };
+        if safe_point > held && !std::mem::replace(&mut self.broken, true) {
+            tracing::error!(task = self.task.name, checkpoint = %held, %safe_point,
+                "GC passed the checkpoint: it is not raised any more");
+        }
+        if self.broken {
+            self.page.trouble = format!(
+                "GC passed the checkpoint {held}, its safepoint is {safe_point}: history after it may \
+                 be missing"
+            );
+        }
+        !self.broken
+    }
+
     /// Notes what GC must keep.
     fn holds(&mut self, global: Ts) {
         let over = lag(self.now, global) >= self.shared.policy.lag_limit;
-        let need = match over {
+        let need = match over || self.broken {
             true => Need::LetGo,
             false => Need::From(global),
         };

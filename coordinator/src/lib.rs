@@ -4,7 +4,7 @@
 //! One process in the cluster is elected ([`election`]). For each task it asks every store what is
 //! durable ([`directory`], [`streams`], [`poll`]), merges the answers ([`spans`]), raises
 //! `central_global` in PD, keeps GC behind it and watches the lag ([`policy`]): one [`desk`] for each
-//! task, all led by the [`coordinator`]. [`spans`] and [`policy`] are pure; the rest does I/O on the
+//! task, all led by the [`coordinator`]. On request it moves GC, too ([`gc_driver`]). [`spans`] and [`policy`] are pure; the rest does I/O on the
 //! caller's runtime.
 //!
 //! Stores are asked for *one* task with [`REGISTRATION`]: a sidecar that serves several tasks
@@ -15,6 +15,7 @@ pub mod coordinator;
 pub mod desk;
 pub mod directory;
 pub mod election;
+pub mod gc_driver;
 pub mod policy;
 pub mod poll;
 pub mod resume;
@@ -28,9 +29,10 @@ use pitr_cluster::tasks::TaskError;
 use pitr_format::Class;
 
 pub use coordinator::{Coordinator, Options};
+pub use gc_driver::GcDriver;
 pub use policy::{LagStage, Policy};
 pub use spans::SpanMap;
-pub use status::{CoordinatorStatus, StoreHealth, StoreProgress, TaskProgress};
+pub use status::{CoordinatorStatus, GcRound, StoreHealth, StoreProgress, TaskProgress};
 
 /// Request metadata that names the task which is meant, by the revision of its registration.
 pub const REGISTRATION: &str = "pitr-registration";

@@ -14,6 +14,20 @@ pub struct CoordinatorStatus {
     pub leads: bool,
     /// Tasks, while it leads.
     pub tasks: BTreeMap<String, TaskProgress>,
+    /// The last round of GC, while it leads and drives GC.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gc: Option<GcRound>,
+}
+
+/// A round of GC.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct GcRound {
+    /// Where the GC safepoint stands after it; 0 if that is not known.
+    pub safe_point: u64,
+    /// How far it would have gone if nothing held it.
+    pub target: u64,
+    /// Why GC was not moved, if it was not; empty otherwise.
+    pub trouble: String,
 }
 
 /// A task as its leader sees it.

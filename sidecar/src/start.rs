@@ -4,6 +4,8 @@
 //! Nothing is visible to a sidecar before the last step, one transaction in PD's etcd. Before it
 //! the archive's head is written, `backupmeta` last, so that an interrupted start can be repeated.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use pitr_cluster::tasks::{Task, TaskError, keys};
 use pitr_format::Ts;
@@ -25,7 +27,7 @@ use crate::time::{self, Point};
 /// BR's "no end".
 const NO_END: u64 = 999_999_999_999_999_999;
 /// Time to live of the safepoint that holds GC until the sidecars hold it.
-const START_TTL_SECS: i64 = 1800;
+const START_TTL: Duration = Duration::from_secs(1800);
 /// Tasks of BR that must not run at the same time as a log backup begins.
 const BRIE_IMPORT: &[u8] = b"/tidb/brie/import";
 
@@ -273,9 +275,7 @@ fn resume(
 /// Keeps GC below `start_ts` until the sidecars do, and makes sure that it was not too late.
 async fn hold_gc(cluster: &Cluster, start_ts: Ts) -> Result<(), Failure> {
     let id = format!("br-{}", Uuid::new_v4());
-    let held = cluster
-        .pd
-        .set_service_safe_point(&id, START_TTL_SECS, start_ts.prev());
+    let held = cluster.pd.hold_gc(&id, START_TTL, start_ts.prev());
     let min = held.await?;
     let gc = cluster.pd.gc_safe_point().await?;
     if gc < start_ts && min < start_ts {

@@ -24,6 +24,8 @@ mod coordination;
 mod fence;
 #[path = "it/fronts.rs"]
 mod fronts;
+#[path = "it/gc.rs"]
+mod gc;
 #[path = "it/locks.rs"]
 mod locks;
 #[path = "it/memory/mod.rs"]

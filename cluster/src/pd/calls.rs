@@ -6,29 +6,17 @@ use pitr_proto::{metapb, pdpb};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Response, Status};
 
-use super::client::{HasHeader, PdClient};
+use super::client::{PdClient, has_header};
 use super::{PdError, Region, contiguous_prefix};
 
 /// Regions asked for at once.
 const PAGE: i32 = 1024;
 
-macro_rules! has_header {
-    ($($response:ident),* $(,)?) => {$(
-        impl HasHeader for pdpb::$response {
-            fn header(&self) -> Option<&pdpb::ResponseHeader> {
-                self.header.as_ref()
-            }
-        }
-    )*};
-}
-
 has_header!(
     GetAllStoresResponse,
-    GetGcSafePointResponse,
     GetRegionResponse,
     ScanRegionsResponse,
     TsoResponse,
-    UpdateServiceGcSafePointResponse,
 );
 
 impl PdClient {
@@ -163,44 +151,6 @@ impl PdClient {
             })
             .await?;
         Ok(answer.stores)
-    }
-
-    /// The GC safe point: storage may already have dropped versions that only reads below it
-    /// would need.
-    pub async fn gc_safe_point(&self) -> Result<Ts, PdError> {
-        let answer = self
-            .call("GetGCSafePoint", |mut stub| {
-                let request = pdpb::GetGcSafePointRequest {
-                    header: self.header(),
-                };
-                async move { stub.get_gc_safe_point(request).await }
-            })
-            .await?;
-        Ok(Ts::new(answer.safe_point))
-    }
-
-    /// Sets the service safe point `id` for `ttl_secs` (0 or less removes it). Returns the minimum
-    /// over all services: GC is held at `ts` only if it is ≤ `ts`; PD ignores a value behind the
-    /// minimum without an error.
-    pub async fn set_service_safe_point(
-        &self,
-        id: &str,
-        ttl_secs: i64,
-        ts: Ts,
-    ) -> Result<Ts, PdError> {
-        let id = Bytes::copy_from_slice(id.as_bytes());
-        let answer = self
-            .call("UpdateServiceGCSafePoint", |mut stub| {
-                let request = pdpb::UpdateServiceGcSafePointRequest {
-                    header: self.header(),
-                    service_id: id.clone(),
-                    ttl: ttl_secs,
-                    safe_point: ts.get(),
-                };
-                async move { stub.update_service_gc_safe_point(request).await }
-            })
-            .await?;
-        Ok(Ts::new(answer.min_safe_point))
     }
 }
 

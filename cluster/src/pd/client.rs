@@ -239,6 +239,18 @@ pub trait HasHeader {
     fn header(&self) -> Option<&pdpb::ResponseHeader>;
 }
 
+/// Names the responses of which the client looks at the header.
+macro_rules! has_header {
+    ($($response:ident),* $(,)?) => {$(
+        impl $crate::pd::HasHeader for pdpb::$response {
+            fn header(&self) -> Option<&pdpb::ResponseHeader> {
+                self.header.as_ref()
+            }
+        }
+    )*};
+}
+pub(super) use has_header;
+
 /// Keeps the order of `known` and appends what is new, bounded: a cluster has a handful of members.
 fn merge_urls(mut known: Vec<String>, reported: Vec<String>) -> Vec<String> {
     const MAX_URLS: usize = 64;

@@ -59,6 +59,12 @@ pub enum PdError {
         /// PD's words.
         text: String,
     },
+    /// GC has passed what it is asked to keep.
+    #[error("PD cannot hold GC any more: {text}")]
+    BehindGc {
+        /// PD's words.
+        text: String,
+    },
     /// PD knows no region for the key.
     #[error("PD knows no region for {what}; reload and try again")]
     RegionNotFound {
@@ -84,6 +90,7 @@ impl PdError {
             PdError::Address(_)
             | PdError::WrongCluster { .. }
             | PdError::Unsupported { .. }
+            | PdError::BehindGc { .. }
             | PdError::Rejected { .. } => Class::Permanent,
         }
     }
@@ -99,6 +106,11 @@ pub(super) enum Verdict {
     /// Repeating cannot help.
     Fail(PdError),
 }
+
+/// Every refusal of PD's GC states has the type UNKNOWN; the code in the text tells them apart
+/// (tikv/pd `pkg/errs/errno.go`).
+const GC_ERROR: &str = "PD:gc:Err";
+const BEHIND_GC: &str = "ErrGCBarrierTSBehindTxnSafePoint";
 
 /// Where an attempt went, for messages.
 pub(super) struct Attempt<'a> {
@@ -175,6 +187,12 @@ fn judge_header_error(attempt: &Attempt<'_>, error: &pdpb::Error) -> Verdict {
     };
     match kind {
         _ if error.message.contains("not leader") => Verdict::Rediscover(text),
+        _ if error.message.contains(BEHIND_GC) => Verdict::Fail(PdError::BehindGc { text }),
+        _ if error.message.contains(GC_ERROR) => Verdict::Fail(PdError::Rejected {
+            call: attempt.call,
+            kind: "GC states".to_owned(),
+            text: error.message.clone(),
+        }),
         Ok(T::RegionNotFound) => Verdict::Fail(PdError::RegionNotFound { what: text }),
         Ok(T::NotBootstrapped | T::RegionsNotContainAllKeyRange | T::DataCompacted) => {
             Verdict::Wait(text)
@@ -268,5 +286,24 @@ mod tests {
         assert_eq!(class(T::RegionNotFound), Class::Refresh);
         assert_eq!(class(T::IncompatibleVersion), Class::Permanent);
         assert_eq!(class(T::StoreTombstone), Class::Permanent);
+    }
+
+    #[test]
+    fn refusals_of_gc_states_are_final_although_their_type_is_unknown() {
+        let judge = |text: &str| {
+            let error = pdpb::Error {
+                r#type: pdpb::ErrorType::Unknown as i32,
+                message: text.to_owned(),
+            };
+            match judge_header_error(&ATTEMPT, &error) {
+                Verdict::Fail(error) => error,
+                other => panic!("{other:?}"),
+            }
+        };
+        let behind = judge("[PD:gc:ErrGCBarrierTSBehindTxnSafePoint]trying to set a GC barrier");
+        assert!(matches!(behind, PdError::BehindGc { .. }), "{behind}");
+        let refused = judge("[PD:gc:ErrDecreasingTxnSafePoint]trying to update");
+        assert!(matches!(refused, PdError::Rejected { .. }), "{refused}");
+        assert_eq!(refused.class(), Class::Permanent);
     }
 }

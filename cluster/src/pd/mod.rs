@@ -7,8 +7,10 @@
 mod calls;
 mod client;
 mod error;
+mod gc;
 mod region;
 
 pub use client::{HasHeader, PdClient, PdOptions};
 pub use error::PdError;
+pub use gc::GcState;
 pub use region::{Region, contiguous_prefix};

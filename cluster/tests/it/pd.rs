@@ -309,7 +309,7 @@ async fn an_answer_of_another_cluster_is_permanent() {
 #[tokio::test]
 async fn a_call_that_pd_does_not_serve_fails_at_once() {
     let (_shared, client) = cluster().await;
-    let held = client.set_service_safe_point("pitr", 60, Ts::new(1));
+    let held = client.hold_gc("pitr", Duration::from_secs(60), Ts::new(1));
     let error = held.await.unwrap_err();
     assert!(matches!(error, PdError::Unsupported { .. }), "{error}");
 }

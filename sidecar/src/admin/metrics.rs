@@ -21,9 +21,16 @@ pub struct Metrics {
     regions: IntGaugeVec,
     stream: IntGaugeVec,
     stores: IntGaugeVec,
+    gc_margin: IntGaugeVec,
+    coordinator: CoordinatorMetrics,
+}
+
+/// What only the process that coordinates has values for.
+struct CoordinatorMetrics {
     leads: IntGauge,
     led: IntGaugeVec,
-    gc_margin: IntGaugeVec,
+    gc_driven: IntGauge,
+    gc_stuck: IntGauge,
 }
 
 impl Metrics {
@@ -49,16 +56,7 @@ impl Metrics {
             &["kind"],
         )?;
         registry.register(Box::new(ends.clone()))?;
-        let leads = IntGauge::new(
-            "tikv_pitr_coordinator_leads",
-            "1 while this process coordinates the checkpoints.",
-        )?;
-        registry.register(Box::new(leads.clone()))?;
-        let gauges = |name: &str, help: &str, labels: &[&str]| {
-            let gauges = IntGaugeVec::new(Opts::new(name, help), labels)?;
-            registry.register(Box::new(gauges.clone()))?;
-            Ok::<_, prometheus::Error>(gauges)
-        };
+        let gauges = |name, help, labels| gauges(&registry, name, help, labels);
         let regions = gauges(
             "tikv_pitr_cdc_regions",
             "Regions that are followed, by state.",
@@ -74,11 +72,6 @@ impl Metrics {
             "1 for the state that a task is in on each store of the cluster.",
             &["store", "task", "state"],
         )?;
-        let led = gauges(
-            "tikv_pitr_coordinator_checkpoint_ts",
-            "Checkpoint of a task, from the process that coordinates it.",
-            &["task"],
-        )?;
         let gc_margin = gauges(
             "tikv_pitr_gc_margin_seconds",
             "Checkpoint of a task minus PD's GC safepoint; negative: history was lost.",
@@ -89,9 +82,8 @@ impl Metrics {
             regions,
             stream,
             stores,
-            leads,
-            led,
             gc_margin,
+            coordinator: CoordinatorMetrics::new(&registry)?,
             observer: pitr_observer::Metrics::new(&registry)?,
             metadata_events,
             registry,
@@ -140,19 +132,19 @@ impl Metrics {
     /// Removes every series of a task that is gone.
     pub fn forget_task(&self, task: &str) {
         self.observer.forget_task(task);
-        for gauges in [&self.regions, &self.stream, &self.gc_margin, &self.led] {
+        for gauges in [
+            &self.regions,
+            &self.stream,
+            &self.gc_margin,
+            &self.coordinator.led,
+        ] {
             forget(gauges, task);
         }
     }
 
     /// Shows the coordinator, as far as it is this process.
     pub fn show_coordinator(&self, status: &CoordinatorStatus) {
-        self.leads.set(i64::from(status.leads));
-        self.led.reset();
-        for (task, progress) in &status.tasks {
-            let series = self.led.with_label_values(&[task]);
-            series.set(progress.global as i64);
-        }
+        self.coordinator.show(status);
     }
 
     /// Everything in Prometheus' text format.
@@ -161,6 +153,61 @@ impl Metrics {
         TextEncoder::new().encode(&self.registry.gather(), &mut out)?;
         String::from_utf8(out).map_err(|error| prometheus::Error::Msg(error.to_string()))
     }
+}
+
+impl CoordinatorMetrics {
+    fn new(registry: &Registry) -> prometheus::Result<Self> {
+        let gauge = |name: &str, help: &str| {
+            let gauge = IntGauge::new(name, help)?;
+            registry.register(Box::new(gauge.clone()))?;
+            Ok::<_, prometheus::Error>(gauge)
+        };
+        Ok(CoordinatorMetrics {
+            leads: gauge(
+                "tikv_pitr_coordinator_leads",
+                "1 while this process coordinates the checkpoints.",
+            )?,
+            led: gauges(
+                registry,
+                "tikv_pitr_coordinator_checkpoint_ts",
+                "Checkpoint of a task, from the process that coordinates it.",
+                &["task"],
+            )?,
+            gc_driven: gauge(
+                "tikv_pitr_gc_driver_safe_point_ts",
+                "GC safepoint after the last round of GC that this process drove; 0: it drives none.",
+            )?,
+            gc_stuck: gauge(
+                "tikv_pitr_gc_driver_stuck",
+                "1 while the last round of GC that this process drove moved nothing by a failure.",
+            )?,
+        })
+    }
+
+    fn show(&self, status: &CoordinatorStatus) {
+        self.leads.set(i64::from(status.leads));
+        let gc = status.gc.as_ref();
+        self.gc_driven
+            .set(gc.map_or(0, |round| round.safe_point as i64));
+        let stuck = gc.is_some_and(|round| !round.trouble.is_empty());
+        self.gc_stuck.set(i64::from(stuck));
+        self.led.reset();
+        for (task, progress) in &status.tasks {
+            let series = self.led.with_label_values(&[task]);
+            series.set(progress.global as i64);
+        }
+    }
+}
+
+fn gauges(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    labels: &[&str],
+) -> prometheus::Result<IntGaugeVec> {
+    let gauges = IntGaugeVec::new(Opts::new(name, help), labels)?;
+    registry.register(Box::new(gauges.clone()))?;
+    Ok(gauges)
 }
 
 /// Removes the series whose label `task` has this value.

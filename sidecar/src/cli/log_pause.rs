@@ -55,12 +55,9 @@ pub async fn run(args: Args) -> Outcome {
         return Err(already(name, pause));
     }
     let checkpoint = standing.checkpoint;
-    let ttl = i64::try_from(args.gc_ttl.as_secs()).unwrap_or(i64::MAX);
     let id = guard::pause_service(name);
-    let min = cluster
-        .pd
-        .set_service_safe_point(&id, ttl, checkpoint.prev())
-        .await?;
+    let held = cluster.pd.hold_gc(&id, args.gc_ttl, checkpoint.prev());
+    let min = held.await?;
     if min >= checkpoint {
         output::say(&format!(
             "note: GC may have passed the checkpoint already: PD keeps what is after {}",

@@ -1,6 +1,8 @@
 //! `log resume`: the sidecars read on from the checkpoint, as `br log resume` does. Refused when
 //! GC has removed what they would have to read.
 
+use std::time::Duration;
+
 use pitr_cluster::tasks::keys;
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -16,7 +18,7 @@ use crate::serve::guard;
 use crate::time;
 
 /// GC stays held for so long, until the sidecars hold it themselves.
-const RESUME_TTL_SECS: i64 = 1800;
+const RESUME_TTL: Duration = Duration::from_secs(1800);
 
 /// Arguments of `log resume`.
 #[derive(Debug, clap::Args)]
@@ -63,10 +65,7 @@ pub async fn run(args: Args) -> Outcome {
         return Err(not_paused());
     }
     let (id, keep) = (guard::pause_service(name), checkpoint.prev());
-    cluster
-        .pd
-        .set_service_safe_point(&id, RESUME_TTL_SECS, keep)
-        .await?;
+    cluster.pd.hold_gc(&id, RESUME_TTL, keep).await?;
     let report = Report {
         task: args.task.task_name.clone(),
         checkpoint: time::show(checkpoint),

@@ -1,7 +1,6 @@
 //! `log stop`: removes a task and the safepoints that held GC for it.
 
 use pitr_coordinator::coordinator::SERVICE as COORDINATOR_SERVICE;
-use pitr_format::Ts;
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -36,7 +35,7 @@ pub async fn run(args: Args) -> Outcome {
     // The sidecars remove theirs when they see the task go; those that do not run cannot.
     let released = safe_points_of(&cluster, &args.task.task_name).await?;
     for id in &released {
-        cluster.pd.set_service_safe_point(id, 0, Ts::ZERO).await?;
+        cluster.pd.release_gc(id).await?;
     }
     let report = Report {
         task: args.task.task_name,
@@ -54,7 +53,7 @@ pub async fn run(args: Args) -> Outcome {
 async fn safe_points_of(cluster: &Cluster, task: &str) -> Result<Vec<String>, Failure> {
     let mut ids = vec![guard::pause_service(task)];
     for store in cluster.tikv_stores().await? {
-        ids.push(guard::to_release(task, store.id).id);
+        ids.push(guard::store_service(task, store.id));
     }
     if cluster.tasks.list().await?.0.is_empty() {
         ids.push(COORDINATOR_SERVICE.to_owned());

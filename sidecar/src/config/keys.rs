@@ -138,6 +138,24 @@ pub const KEYS: &[KeyDoc] = &[
         default: Some("2"),
         doc: "Threads that sort changes into slices; 1 to 64.",
     },
+    KeyDoc {
+        key: "gc-driver.enable",
+        unit: "boolean",
+        default: Some("false"),
+        doc: "Whether the elected coordinator moves GC. Only for clusters in which nobody else may: no TiDB (refused while one is registered), and every JuiceFS mount with `gc-interval=0`. It never passes a checkpoint, a service safepoint or a barrier. Locks older than `gc-driver.life-time` are rolled back, alive or not. The same on every sidecar: any of them may be elected.",
+    },
+    KeyDoc {
+        key: "gc-driver.life-time",
+        unit: "duration",
+        default: Some("1day"),
+        doc: "Versions that were replaced longer ago than this may be removed; at least 10m, and four times `log-backup.max-flush-interval`. A sidecar that is away for longer breaks its task, unless its safepoint still holds.",
+    },
+    KeyDoc {
+        key: "gc-driver.run-interval",
+        unit: "duration",
+        default: Some("10m"),
+        doc: "Time between two rounds of GC; at least 1s.",
+    },
 ];
 
 /// All keys with unit, default and meaning, for `--help`.

@@ -77,6 +77,9 @@ pub struct Config {
     /// How the log is written.
     #[serde(default)]
     pub log_backup: LogBackupConfig,
+    /// Whether and how the coordinator moves GC.
+    #[serde(default)]
+    pub gc_driver: GcDriverConfig,
 }
 
 /// Who tails the stores and writes the log.
@@ -109,6 +112,53 @@ impl Default for LogBackupConfig {
             file_size_limit: ByteSize::mib(256),
             num_threads: 2,
         }
+    }
+}
+
+/// `[gc-driver]`, with the words of TiDB's variables.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct GcDriverConfig {
+    /// Whether it does.
+    pub enable: bool,
+    /// What is older than this may go.
+    pub life_time: Span,
+    /// Time between two rounds.
+    pub run_interval: Span,
+}
+
+impl Default for GcDriverConfig {
+    fn default() -> Self {
+        GcDriverConfig {
+            enable: false,
+            life_time: Span::from_secs(24 * 3600),
+            run_interval: Span::from_secs(600),
+        }
+    }
+}
+
+impl GcDriverConfig {
+    fn check(&self, log: &LogBackupConfig, coordinator: bool) -> Result<(), ConfigError> {
+        let refuse = |key, value: String, rule| Err(ConfigError::Value { key, value, rule });
+        if self.life_time < Span::from_secs(600) {
+            let value = self.life_time.to_string();
+            return refuse("gc-driver.life-time", value, "at least 10m");
+        }
+        if self.run_interval < Span::from_secs(1) {
+            let value = self.run_interval.to_string();
+            return refuse("gc-driver.run-interval", value, "at least 1s");
+        }
+        if self.enable && !coordinator {
+            let rule = "needs `coordinator = true`: the elected coordinator moves GC";
+            return refuse("gc-driver.enable", "true".to_owned(), rule);
+        }
+        // What is flushed too late is collected before it is in the archive.
+        if self.enable && log.max_flush_interval.get() > self.life_time.get() / 4 {
+            let value = log.max_flush_interval.to_string();
+            let rule = "at most a quarter of `gc-driver.life-time`";
+            return refuse("log-backup.max-flush-interval", value, rule);
+        }
+        Ok(())
     }
 }
 
@@ -248,6 +298,7 @@ impl Config {
             let value = self.pause_lag_limit.to_string();
             return refuse("pause-lag-limit", value, "at least 1m");
         }
+        self.gc_driver.check(&self.log_backup, self.coordinator)?;
         if self.memory_budget < ByteSize::mib(32) {
             let value = self.memory_budget.to_string();
             return refuse("memory-budget", value, "at least 32MiB");
@@ -347,6 +398,24 @@ mod tests {
         assert!(error(&format!("{builtin}coordinator = false\n")).contains("nothing else"));
         let small = error(&format!("pause-lag-limit = \"59s\"\n{SMALLEST}"));
         assert!(small.contains("at least 1m"), "{small}");
+    }
+
+    #[test]
+    fn gc_is_driven_by_a_coordinator_only_and_leaves_time_for_flushes() {
+        let with = |lines: &str| format!("{SMALLEST}{lines}");
+        assert!(!Config::parse(SMALLEST).unwrap().gc_driver.enable);
+        let enabled = "[gc-driver]\nenable = true\nlife-time = \"1h\"\n";
+        assert!(Config::parse(&with(enabled)).is_ok());
+        assert!(error(&with("[gc-driver]\nlife-time = \"9m\"\n")).contains("at least 10m"));
+        assert!(error(&with("[gc-driver]\nrun-interval = \"0s\"\n")).contains("at least 1s"));
+        let alone = with(&format!("coordinator = false\n{enabled}"));
+        assert!(error(&alone).contains("elected coordinator"));
+        let flush = |interval: &str| {
+            let log = format!("[log-backup]\nmax-flush-interval = \"{interval}\"\n");
+            with(&format!("{enabled}{log}"))
+        };
+        assert!(Config::parse(&flush("15m")).is_ok());
+        assert!(error(&flush("16m")).contains("a quarter"));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::time::Duration;
 use pitr_cluster::kv::{LockMode, resolve_locks};
 use pitr_cluster::stores::StoreChannels;
 use pitr_coordinator::coordinator::Locks;
-use pitr_coordinator::{Coordinator, Options, Policy};
+use pitr_coordinator::{Coordinator, GcDriver, Options, Policy};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -53,7 +53,13 @@ impl Coordination {
             },
             pause_value: Arc::new(pause_value),
             transient: Arc::new(|value| Pause::decode(value).is_transient()),
-            locks: builtin.then(|| locks(cluster)),
+            locks: builtin.then(|| locks(cluster, LockMode::LeaveAlive)),
+            history_unwatched: builtin,
+            gc_driver: config.gc_driver.enable.then(|| GcDriver {
+                life_time: config.gc_driver.life_time.get(),
+                run_interval: config.gc_driver.run_interval.get(),
+                locks: locks(cluster, LockMode::GcRollback),
+            }),
         };
         let (pd, etcd) = (cluster.pd.clone(), cluster.etcd.clone());
         let coordinator = Coordinator::new(pd, etcd, cluster.tasks.clone(), options);
@@ -92,14 +98,14 @@ impl Coordination {
     }
 }
 
-/// Resolves the locks of dead transactions.
-fn locks(cluster: &Cluster) -> Locks {
+/// Resolves the locks of dead transactions, or all.
+fn locks(cluster: &Cluster, mode: LockMode) -> Locks {
     let stores = StoreChannels::new(cluster.pd.clone());
     Arc::new(move |ranges, target| {
         let stores = stores.clone();
         Box::pin(async move {
             for range in ranges {
-                let report = resolve_locks(&stores, range.clone(), target, LockMode::LeaveAlive);
+                let report = resolve_locks(&stores, range.clone(), target, mode);
                 let report = report.await.map_err(|error| error.to_string())?;
                 tracing::info!(
                     ?range,
@@ -108,6 +114,9 @@ fn locks(cluster: &Cluster) -> Locks {
                     oldest = ?report.oldest,
                     "looked for locks"
                 );
+                if mode == LockMode::GcRollback && report.alive > 0 {
+                    return Err(format!("{} locks could not be rolled back", report.alive));
+                }
             }
             Ok(())
         })

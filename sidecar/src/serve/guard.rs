@@ -15,12 +15,12 @@ const STORE_TTL: Duration = Duration::from_secs(7200);
 /// The safepoints must be renewed at least that often: a third of the shortest time to live.
 pub const REFRESH_EVERY: Duration = Duration::from_secs(STORE_TTL.as_secs() / 3);
 
-/// One service safepoint to set, or to remove when `ttl` is zero.
+/// One service safepoint to set.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServiceSafePoint {
     /// Service id at PD.
     pub id: String,
-    /// Time to live; zero removes.
+    /// Time to live.
     pub ttl: Duration,
     /// Oldest ts that is kept.
     pub ts: Ts,
@@ -36,20 +36,13 @@ pub fn to_hold(task: &str, store_id: u64, global: Ts) -> ServiceSafePoint {
     }
 }
 
-/// What is removed when a task is deleted.
-pub fn to_release(task: &str, store_id: u64) -> ServiceSafePoint {
-    ServiceSafePoint {
-        ttl: Duration::ZERO,
-        ..to_hold(task, store_id, Ts::ZERO)
-    }
-}
-
 /// The safepoint that holds GC while a task is paused.
 pub fn pause_service(task: &str) -> String {
     format!("{task}_pause_safepoint")
 }
 
-fn store_service(task: &str, store_id: u64) -> String {
+/// The id of what a store keeps for a task; it goes with the task.
+pub fn store_service(task: &str, store_id: u64) -> String {
     format!("backup-stream-{task}-{store_id}")
 }
 
@@ -63,13 +56,5 @@ mod tests {
         assert_eq!(store.id, "backup-stream-demo-4");
         assert_eq!((store.ttl.as_secs(), store.ts), (7200, Ts::new(99)));
         assert!(REFRESH_EVERY * 3 <= store.ttl);
-    }
-
-    #[test]
-    fn a_deleted_task_lets_it_go() {
-        let held = to_hold("demo", 4, Ts::new(100));
-        let released = to_release("demo", 4);
-        assert!(released.ttl.is_zero());
-        assert_eq!(released.id, held.id);
     }
 }

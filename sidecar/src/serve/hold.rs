@@ -22,8 +22,7 @@ const RELEASE_ATTEMPTS: u32 = 3;
 pub(super) async fn hold(context: &Context, task: &str, global: Ts) -> Result<Ts, PdError> {
     let pd = &context.cluster.pd;
     let point = guard::to_hold(task, context.store_id, global);
-    let ttl = i64::try_from(point.ttl.as_secs()).unwrap_or(i64::MAX);
-    let min = pd.set_service_safe_point(&point.id, ttl, point.ts).await?;
+    let min = pd.hold_gc(&point.id, point.ttl, point.ts).await?;
     if min > point.ts {
         // PD ignores a value behind its minimum; whether history is lost shows below.
         tracing::warn!(id = point.id, asked = %point.ts, %min, "PD did not take the safepoint");
@@ -37,13 +36,13 @@ pub(super) async fn hold(context: &Context, task: &str, global: Ts) -> Result<Ts
 
 /// Removes the safepoint of a task that is gone.
 pub(super) async fn release(context: &Context, task: &str) {
-    let point = guard::to_release(task, context.store_id);
+    let id = guard::store_service(task, context.store_id);
     for attempt in 1..=RELEASE_ATTEMPTS {
         let pd = &context.cluster.pd;
-        match pd.set_service_safe_point(&point.id, 0, Ts::ZERO).await {
-            Ok(_) => break,
+        match pd.release_gc(&id).await {
+            Ok(()) => break,
             Err(error) => {
-                tracing::warn!(id = point.id, attempt, %error, "safepoint stays until it expires");
+                tracing::warn!(id, attempt, %error, "safepoint stays until it expires");
             }
         }
     }

@@ -4,6 +4,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -119,9 +120,9 @@ pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
 
 /// Writes transactions as a client of TiKV does: prewrite, then commit.
 pub struct Client {
-    pd: std::sync::Arc<PdClient>,
+    pd: Arc<PdClient>,
     runtime: tokio::runtime::Runtime,
-    stores: std::sync::Arc<StoreChannels>,
+    stores: Arc<StoreChannels>,
 }
 
 impl Client {
@@ -153,6 +154,11 @@ impl Client {
         self.runtime.block_on(region).unwrap()
     }
 
+    /// Waits for a question to PD.
+    pub fn ask<T, F: Future<Output = T>>(&self, question: impl FnOnce(Arc<PdClient>) -> F) -> T {
+        self.runtime.block_on(question(self.pd.clone()))
+    }
+
     pub fn now(&self) -> Ts {
         self.runtime.block_on(self.pd.tso()).unwrap()
     }
@@ -164,11 +170,17 @@ impl Client {
 
     /// Locks a key for some time and never lets it go, as a client that died; its start ts.
     pub fn lock_for(&self, key: &str, ttl: Duration) -> Ts {
+        let start = self.now();
+        self.lock_at(key, start, ttl);
+        start
+    }
+
+    /// Locks a key for a transaction that began at `start`.
+    pub fn lock_at(&self, key: &str, start: Ts, ttl: Duration) {
         self.runtime.block_on(async {
             let encoded = EncodedKey::encode(key.as_bytes());
             let region = self.region(encoded.as_bytes()).await;
             let mut stub = self.stub(&region).await;
-            let start = self.pd.tso().await.unwrap();
             let key = Bytes::copy_from_slice(key.as_bytes());
             let prewrite = PrewriteRequest {
                 context: Some(context(&region)),
@@ -185,8 +197,7 @@ impl Client {
             };
             let answer = stub.kv_prewrite(prewrite).await.unwrap().into_inner();
             assert_eq!((answer.region_error, answer.errors.len()), (None, 0));
-            start
-        })
+        });
     }
 
     /// The locks of the region of the first key.
