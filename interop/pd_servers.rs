@@ -36,7 +36,11 @@ pub struct PdServers {
 impl PdServers {
     /// Starts a new cluster and waits until every member is healthy; `None` without the program.
     pub fn start(count: usize) -> Option<PdServers> {
-        let program = program::program("pd")?;
+        Some(Self::of(program::program("pd")?, count))
+    }
+
+    /// [`PdServers::start`] with servers of another release.
+    pub fn of(program: PathBuf, count: usize) -> PdServers {
         // All at once, so that no port is given twice.
         let free: Vec<_> = (0..count * 2)
             .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
@@ -56,7 +60,7 @@ impl PdServers {
         drop(free);
         (0..count).for_each(|i| servers.spawn(i));
         servers.wait_healthy();
-        Some(servers)
+        servers
     }
 
     /// Client URLs of all members.

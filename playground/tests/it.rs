@@ -10,6 +10,7 @@ mod it {
     mod cluster;
     mod etcd_rules;
     mod feed;
+    mod gc_recording;
     mod gc_states;
     mod import_refusals;
     mod import_transcript;

@@ -4,7 +4,7 @@
 //! [`etcd`]. The playground's own PD must answer the same; so must a real PD, where one is built.
 //! With `PITR_RECORD` set the second test writes the file instead.
 
-mod answer;
+pub mod answer;
 mod calls;
 mod etcd;
 mod several;
