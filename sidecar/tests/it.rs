@@ -42,6 +42,8 @@ mod pauses;
 mod pd_servers;
 #[path = "it/real_pd/mod.rs"]
 mod real_pd;
+#[path = "it/recovery.rs"]
+mod recovery;
 #[path = "it/refusals.rs"]
 mod refusals;
 #[path = "it/rounds/mod.rs"]
