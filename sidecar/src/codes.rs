@@ -279,6 +279,12 @@ codes! {
         effect: "Nothing was changed; changes of those keys would be missing from the log.",
         action: "Leave them out with `--range` or `--prefix`, or start with `--allow-r`: status then names the range as not proven."
     }
+    FlushesTooRare = 1316 {
+        title: "Flushes are too rare for the history that GC leaves",
+        cause: "The keys look like those of a JuiceFS volume and PD has no GC states, so that clients of JuiceFS move GC past what holds it; `log-backup.max-flush-interval` is more than a quarter of the history that GC has left.",
+        effect: "Nothing is tailed; the checkpoint stays.",
+        action: "Lower `log-backup.max-flush-interval`, or raise `gc-interval` of every JuiceFS mount; it is tried again by itself."
+    }
     NoBackupMeta = 1401 {
         title: "The archive has no `backupmeta`",
         cause: "The storage is not mounted, the URL is wrong, or the task was not begun by `log start`.",

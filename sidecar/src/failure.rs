@@ -62,6 +62,7 @@ impl Code {
             | TikvTooOld
             | TwoObservers
             | KeysNotCaptured
+            | FlushesTooRare
             | ObjectExists
             | TaskExists
             | AlreadyPaused

@@ -12,6 +12,7 @@ pub mod config;
 pub mod failure;
 pub mod fitness;
 pub mod front;
+pub mod juicefs;
 pub mod log_backup;
 pub mod members;
 pub mod pause;

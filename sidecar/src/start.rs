@@ -19,10 +19,10 @@ use crate::archive::{self, Found};
 use crate::cluster::Cluster;
 use crate::codes::Code;
 use crate::failure::Failure;
-use crate::fitness;
 use crate::ranges::RawRange;
 use crate::scan;
 use crate::time::{self, Point};
+use crate::{fitness, juicefs};
 
 /// BR's "no end".
 const NO_END: u64 = 999_999_999_999_999_999;
@@ -90,7 +90,7 @@ pub async fn start(cluster: &Cluster, request: Request) -> Result<Started, Failu
         ranges: request.ranges.clone(),
         restarted: false,
         ranges_were_empty: None,
-        notes: Vec::new(),
+        notes: juicefs::notes(cluster, &request.ranges, now).await?,
     };
     match archive::look(&storage).await? {
         Found::Archive(info) => {

@@ -26,6 +26,8 @@ mod fence;
 mod fronts;
 #[path = "it/gc.rs"]
 mod gc;
+#[path = "it/juicefs.rs"]
+mod juicefs;
 #[path = "it/locks.rs"]
 mod locks;
 #[path = "it/memory/mod.rs"]

@@ -49,8 +49,24 @@ impl KvClient {
             end: end.into(),
             ts,
             page: PAGE,
+            keys_only: false,
             pushed: BTreeSet::new(),
         }
+    }
+
+    /// The first keys of `[start, end)` that are visible at `ts`, of one region and `limit` at most; none only
+    /// if there are none. Locks are passed over: what they would show may be missing.
+    pub async fn first_keys(
+        &self,
+        start: impl Into<Bytes>,
+        end: impl Into<Bytes>,
+        ts: Ts,
+        limit: u32,
+    ) -> Result<Vec<Bytes>, KvError> {
+        let mut scan = self.scan(start, end, ts);
+        (scan.page, scan.keys_only) = (limit, true);
+        let pairs = scan.next_page().await?.unwrap_or_default();
+        Ok(pairs.into_iter().map(|(key, _)| key).collect())
     }
 
     /// Whether nothing is visible in `[start, end)` at `ts`.
@@ -74,6 +90,8 @@ pub struct Scan {
     end: Bytes,
     ts: Ts,
     page: u32,
+    /// Without values, and without waiting for locks.
+    keys_only: bool,
     /// Transactions that are alive but can only commit after `ts`: their locks do not matter.
     pushed: BTreeSet<u64>,
 }
@@ -124,8 +142,13 @@ impl Scan {
     async fn ask(&self, start: &Bytes) -> Result<(kvrpcpb::ScanResponse, Region), KvError> {
         self.caller
             .call("KvScan", start, |mut stub, context, _| {
+                let isolation = match self.keys_only {
+                    true => kvrpcpb::IsolationLevel::Rc,
+                    false => kvrpcpb::IsolationLevel::Si,
+                };
                 let request = kvrpcpb::ScanRequest {
                     context: Some(kvrpcpb::Context {
+                        isolation_level: isolation.into(),
                         resolved_locks: self.pushed.iter().copied().collect(),
                         // A digest reads everything once: it must not evict what clients use.
                         not_fill_cache: true,
@@ -134,6 +157,7 @@ impl Scan {
                     start_key: start.clone(),
                     end_key: self.end.clone(),
                     limit: self.page,
+                    key_only: self.keys_only,
                     version: self.ts.get(),
                     ..Default::default()
                 };

@@ -60,6 +60,8 @@ pub(super) struct Report {
     restarted: bool,
     /// Whether the ranges were empty at the start; null when it was not looked (a restart).
     ranges_were_empty: Option<bool>,
+    /// What the caller should read.
+    notes: Vec<String>,
 }
 
 /// Runs the verb.
@@ -102,6 +104,7 @@ fn print(args: &Args, started: &Started) -> Result<(), Failure> {
         ranges: started.ranges.iter().map(ranges::show).collect(),
         restarted: started.restarted,
         ranges_were_empty: started.ranges_were_empty,
+        notes: started.notes.clone(),
     };
     args.output.show(&report, || {
         format!(

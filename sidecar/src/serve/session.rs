@@ -30,7 +30,7 @@ use crate::codes::Code;
 use crate::failure::{Exit, Failure};
 use crate::log_backup::FlushOrder;
 use crate::log_backup::orders::answer_all;
-use crate::{archive, storage, time};
+use crate::{archive, juicefs, storage, time};
 
 /// How often it is looked whether a flush is due by size.
 const TICK: Duration = Duration::from_millis(100);
@@ -131,9 +131,8 @@ impl Session {
         // GC is held before anything that may take its time, such as a storage that is away.
         let (stored, global) = durable_start(context, task).await?;
         let archive = context.fence.guard(open_archive(context, task).await?);
-        let now = context.cluster.pd.tso().await;
-        let now = now.map_err(|error| End::not_loaded(error.into()))?;
-        clock_is_ahead(now, global).map_err(End::not_loaded)?;
+        let now = in_time(context, task, global).await;
+        let now = now.map_err(End::not_loaded)?;
         let ranges = task.encoded_ranges();
         let log = &context.config;
         let env = context.env.clone();
@@ -599,6 +598,15 @@ async fn registered(context: &Context, task: &Task) -> Result<i64, End> {
             .effect("nothing is written; the task list is read again"),
         )),
     }
+}
+
+/// PD's time, if it fits both to the checkpoint and to what GC leaves for a flush.
+async fn in_time(context: &Context, task: &Task, global: Ts) -> Result<Ts, Failure> {
+    let now = context.cluster.now().await?;
+    clock_is_ahead(now, global)?;
+    let interval = context.config.max_flush_interval.get();
+    juicefs::refuse_rare_flushes(&context.cluster, &task.ranges, now, interval).await?;
+    Ok(now)
 }
 
 /// A clock behind the checkpoint means that PD lost time (a restore of PD): commits that it hands

@@ -215,9 +215,14 @@ impl Client {
     pub fn write(&self, pairs: &[(String, Option<Vec<u8>>)]) {
         self.runtime.block_on(async {
             for (key, value) in pairs {
-                self.one(key, value.as_deref()).await;
+                self.one(key.as_bytes(), value.as_deref()).await;
             }
         });
+    }
+
+    /// Puts a key of any bytes.
+    pub fn put(&self, key: &[u8], value: &[u8]) {
+        self.runtime.block_on(self.one(key, Some(value)));
     }
 
     /// Ids of all regions, by key.
@@ -244,9 +249,9 @@ impl Client {
         }
     }
 
-    async fn one(&self, key: &str, value: Option<&[u8]>) {
-        let encoded = EncodedKey::encode(key.as_bytes());
-        let key = Bytes::copy_from_slice(key.as_bytes());
+    async fn one(&self, key: &[u8], value: Option<&[u8]>) {
+        let encoded = EncodedKey::encode(key);
+        let key = Bytes::copy_from_slice(key);
         let start = self.pd.tso().await.unwrap();
         let mutation = Mutation {
             op: if value.is_some() { Op::Put } else { Op::Del } as i32,
