@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use pitr_cluster::pd::PdError;
 use pitr_format::Ts;
 use pitr_playground::PlaygroundConfig;
 use pitr_proto::kvrpcpb::ScanLockRequest;
@@ -80,6 +81,36 @@ fn drives(pd: impl FnOnce(&mut PlaygroundConfig)) {
 #[test]
 fn a_driven_gc_stops_at_what_holds_it_and_rolls_back_older_locks() {
     drives(|_| {});
+}
+
+#[test]
+fn gc_is_driven_at_a_pd_with_gc_states() {
+    drives(|config| config.gc_states = true);
+}
+
+#[test]
+fn where_pd_has_gc_states_nobody_moves_gc_past_a_checkpoint() {
+    let cluster = Cluster::start_with(|config| config.gc_states = true);
+    let archive = Storage::new();
+    cluster.log_start(&archive.url()).json();
+    let sidecar = Sidecar::start(&cluster);
+    let client = Client::of(&cluster);
+    client.write(&load(1));
+    cluster.wait_checkpoint(client.now());
+    let now = client.now();
+    let floor = client.ask(|pd| async move { pd.raise_txn_safe_point(now).await.unwrap() });
+    let checkpoint = cluster.log_status()["tasks"][0]["checkpoint"].as_u64();
+    assert!(floor.get() < checkpoint.unwrap(), "{floor} {checkpoint:?}");
+    // A client that asks nobody is refused.
+    let passed = client.ask(|pd| async move { pd.raise_gc_safe_point(now).await });
+    assert!(
+        matches!(passed, Err(PdError::Rejected { .. })),
+        "{passed:?}"
+    );
+    // What is asked for too late is told with the value that holds.
+    let late = client.ask(|pd| async move { pd.hold_gc("late", HOUR, Ts::new(1)).await });
+    assert_eq!(late.unwrap(), floor);
+    sidecar.stop();
 }
 
 #[test]
