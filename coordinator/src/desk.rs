@@ -25,7 +25,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use crate::CoordinatorError;
 use crate::coordinator::{Locks, PauseValue, Transient};
 use crate::directory::Endpoint;
-use crate::policy::{LagStage, Need, Policy, Standstill, earlier, lag};
+use crate::policy::{Grace, LagStage, Need, Policy, Standstill, earlier, lag};
 use crate::poll::{Polled, poll};
 use crate::resume::Resume;
 use crate::spans::SpanMap;
@@ -88,6 +88,7 @@ pub(crate) struct Desk {
     heard: (mpsc::Sender<Heard>, mpsc::Receiver<Heard>),
     page: TaskProgress,
     stage: LagStage,
+    grace: Grace,
     still: Standstill,
     resume: Resume,
     /// The checkpoint when the task was last tried again.
@@ -143,6 +144,7 @@ impl Desk {
             heard: mpsc::channel(QUEUE),
             page: TaskProgress::default(),
             stage: LagStage::Fine,
+            grace: Grace::default(),
             still: Standstill::new(start, Duration::ZERO),
             resume: Resume::default(),
             resumed_at: start,
@@ -150,6 +152,9 @@ impl Desk {
             began: Instant::now(),
             broken: false,
         };
+        if shared.policy.lag_stage(lag(now, start)) == LagStage::Pause {
+            desk.grace.begin(Duration::ZERO);
+        }
         desk.holds(start);
         desk.follow_stores();
         Ok(Some(desk))
@@ -321,8 +326,10 @@ impl Desk {
 
     /// Notes what GC must keep.
     fn holds(&mut self, global: Ts) {
-        let over = lag(self.now, global) >= self.shared.policy.lag_limit;
-        let need = match over || self.broken {
+        let policy = &self.shared.policy;
+        let over = policy.lag_stage(lag(self.now, global)) == LagStage::Pause;
+        let catches_up = !*self.paused.borrow() && self.grace.lasts(policy, self.began.elapsed());
+        let need = match (over && !catches_up) || self.broken {
             true => Need::LetGo,
             false => Need::From(global),
         };
@@ -371,6 +378,7 @@ impl Desk {
             false => self.poll(lagging),
         }
         if *self.paused.borrow() {
+            self.grace.begin(self.began.elapsed());
             self.still = Standstill::new(global, self.began.elapsed());
             return self.consider_resuming(global).await;
         }
@@ -447,6 +455,9 @@ impl Desk {
                 if worse {
                     tracing::error!(task, seconds, "the task lags by half of its limit");
                 }
+                self.urge();
+            }
+            LagStage::Pause if self.grace.lasts(&self.shared.policy, self.began.elapsed()) => {
                 self.urge();
             }
             LagStage::Pause => {

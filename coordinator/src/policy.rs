@@ -64,6 +64,26 @@ impl Policy {
     }
 }
 
+/// Keeps the pause of a task that lags too much from undoing a resume: it gets a quarter of the limit to catch
+/// up, from when it was last seen paused, or from when a coordinator first saw that it lags.
+#[derive(Clone, Debug, Default)]
+pub struct Grace {
+    since: Option<Duration>,
+}
+
+impl Grace {
+    /// The task is paused, or lags as this coordinator begins (`moment` on any clock that only rises).
+    pub fn begin(&mut self, moment: Duration) {
+        self.since = Some(moment);
+    }
+
+    /// Whether the task may still catch up.
+    pub fn lasts(&self, policy: &Policy, moment: Duration) -> bool {
+        let until = |since: Duration| since + policy.lag_limit / 4;
+        self.since.is_some_and(|since| moment < until(since))
+    }
+}
+
 /// How far `checkpoint` is behind PD's time.
 pub fn lag(now: Ts, checkpoint: Ts) -> Duration {
     Duration::from_millis(now.physical_ms().saturating_sub(checkpoint.physical_ms()))
@@ -181,6 +201,18 @@ mod tests {
         let stages = [11, 12, 23, 24, 47, 48].map(hours);
         use LagStage::{Fine, Pause, Urge, Warn};
         assert_eq!(stages, [Fine, Warn, Warn, Urge, Urge, Pause]);
+    }
+
+    #[test]
+    fn a_task_that_was_resumed_over_its_limit_has_a_quarter_of_it_to_catch_up() {
+        let hours = |hours: u64| Duration::from_secs(hours * 3600);
+        let mut grace = Grace::default();
+        assert!(!grace.lasts(&stock(), hours(1)));
+        for moment in [2, 3] {
+            grace.begin(hours(moment));
+        }
+        let lasts = [14, 15].map(|moment| grace.lasts(&stock(), hours(moment)));
+        assert_eq!(lasts, [true, false]);
     }
 
     #[test]

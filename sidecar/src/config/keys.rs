@@ -88,7 +88,7 @@ pub const KEYS: &[KeyDoc] = &[
         key: "pause-lag-limit",
         unit: "duration",
         default: Some("2days"),
-        doc: "Lag at which the coordinator pauses a task, so that GC is not held for ever; at least 1m. It warns from a quarter of it on, and asks every store to flush from half of it on.",
+        doc: "Lag at which the coordinator pauses a task, so that GC is not held for ever; at least 1m. It warns from a quarter of it on, and asks every store to flush from half of it on. A task that is resumed with a larger lag has a quarter of the limit to catch up.",
     },
     KeyDoc {
         key: "lock-standstill",
