@@ -123,6 +123,8 @@ fn congested(region_id: u64) -> cdcpb::Error {
 struct Member {
     subscription: Subscription,
     stage: Stage,
+    /// Counts it until its scan is over.
+    unfinished: Option<Arc<()>>,
     resolved: Ts,
 }
 
@@ -143,6 +145,8 @@ struct Batch {
 pub struct Hub {
     engine: RocksEngine,
     delegates: Mutex<BTreeMap<u64, Delegate>>,
+    /// Held once more by each member whose scan is not over, so that nobody has to go through all.
+    unfinished: Arc<()>,
 }
 
 impl Hub {
@@ -151,6 +155,7 @@ impl Hub {
         Hub {
             engine,
             delegates: Mutex::default(),
+            unfinished: Arc::default(),
         }
     }
 
@@ -167,6 +172,7 @@ impl Hub {
             delegate.members.push(Member {
                 subscription,
                 stage: Stage::Pending,
+                unfinished: Some(self.unfinished.clone()),
                 resolved: Ts::ZERO,
             });
         }
@@ -193,9 +199,7 @@ impl Hub {
 
     /// Subscriptions that wait for their scan or run it.
     pub fn unfinished(&self) -> usize {
-        let delegates = self.delegates.lock();
-        let members = delegates.values().flat_map(|d| &d.members);
-        members.filter(|m| m.stage < Stage::Ready).count()
+        Arc::strong_count(&self.unfinished) - 1
     }
 
     /// Begins to deliver live rows. Called under the store's write lock, with the locks of the
@@ -325,6 +329,9 @@ impl Delegate {
         let found = member.is_some();
         if let Some(member) = member {
             member.stage = stage;
+            if stage == Stage::Ready {
+                member.unfinished = None;
+            }
         }
         found
     }

@@ -14,8 +14,6 @@ use crate::system::Cluster;
 
 /// Rows of a region that are written in one transaction.
 const ROWS: usize = 64;
-/// Bytes of a row's value.
-const LEN: usize = 800;
 /// Clients that write at a time; one alone waits for its answers.
 const CLIENTS: usize = 4;
 /// What is asked for.
@@ -49,32 +47,43 @@ fn tell(name: &str, daemon: &Daemon, more: &str) {
 
 #[test]
 #[ignore = "a measurement: make bench"]
-fn bench_load_of_50_mb_a_second_over_10000_regions() {
+fn bench_load_of_small_rows_over_10000_regions() {
+    load(800);
+}
+
+#[test]
+#[ignore = "a measurement: make bench"]
+fn bench_load_of_large_rows_over_10000_regions() {
+    load(4000);
+}
+
+/// Rows with values of this length, at [`RATE`] if the machine can.
+fn load(len: usize) {
     const REGIONS: usize = 10_000;
     let (cluster, _archive) = start(REGIONS);
     let daemon = Daemon::start(&cluster, 512 * MIB);
     let writer = Writer::of(&cluster);
-    daemon.wait_checkpoint(&cluster, writer.put(0..ROWS, LEN));
+    daemon.wait_checkpoint(&cluster, writer.put(0..ROWS, len));
     let (cpu, began) = (daemon.cpu(), Instant::now());
     let turns = AtomicUsize::new(0);
     let one_client = || {
         let writer = Writer::of(&cluster);
         while began.elapsed() < Duration::from_secs(30) {
             let n = turns.fetch_add(1, Ordering::Relaxed);
-            let due = (n * ROWS * LEN) as f64 / RATE;
+            let due = (n * ROWS * len) as f64 / RATE;
             let early = due - began.elapsed().as_secs_f64();
             std::thread::sleep(Duration::from_secs_f64(early.max(0.0)));
             // Far apart, so that every flush has slices of very many regions.
             let region = n * 7919 % REGIONS;
-            writer.put(region * ROWS..(region + 1) * ROWS, LEN);
+            writer.put(region * ROWS..(region + 1) * ROWS, len);
         }
     };
     std::thread::scope(|scope| (0..CLIENTS).for_each(|_| drop(scope.spawn(one_client))));
-    let written = (turns.load(Ordering::Relaxed) * ROWS * LEN) as f64;
+    let written = (turns.load(Ordering::Relaxed) * ROWS * len) as f64;
     let rate = written / began.elapsed().as_secs_f64() / 1e6;
     daemon.wait_checkpoint(&cluster, cluster.playground.timestamp().unwrap());
     let cpu = (daemon.cpu() - cpu).as_secs_f64() / (written / 1e9);
-    let more = format!("regions {REGIONS} mb-s {rate:.1} cpu-s-per-gb {cpu:.2}");
+    let more = format!("regions {REGIONS} value-bytes {len} mb-s {rate:.1} cpu-s-per-gb {cpu:.2}");
     tell("sidecar-load", &daemon, &more);
     daemon.stop();
 }
