@@ -6,6 +6,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use pitr_format::Ts;
 use pitr_proto::etcdserverpb::{
     kv_server::KvServer, lease_server::LeaseServer, watch_server::WatchServer,
@@ -27,7 +28,7 @@ use crate::pd::topology::{Placed, Topology};
 use crate::pd::tso::TimestampOracle;
 use crate::realpd::{Member, RealPd, RealPdError};
 use crate::server::StoreServer;
-use crate::store::{IdAllocator, RegionIds, SplitError, Store};
+use crate::store::{IdAllocator, RegionIds, RegionMap, SplitError, Store};
 
 /// Events that etcd keeps for watchers.
 const ETCD_HISTORY: usize = 10_000;
@@ -166,6 +167,7 @@ impl OwnPd {
         let topology = Arc::new(StoreTopology {
             servers,
             ghosts: self.ghosts,
+            told: Mutex::default(),
         });
         let pd = PdService::new(
             self.state.clone(),
@@ -193,16 +195,18 @@ struct PdIds(Arc<StateFile>);
 
 impl IdAllocator for PdIds {
     fn alloc(&self, region: &metapb::Region, count: usize) -> Result<Vec<RegionIds>, String> {
-        let peers = region.peers.len() as u64;
-        let each = u32::try_from(peers + 1).map_err(|e| e.to_string())?;
-        let one = |_| {
-            let last = self.0.alloc_ids(each).map_err(|e| e.to_string())?;
-            Ok(RegionIds {
-                region: last - peers,
-                peers: (last - peers + 1..=last).collect(),
-            })
+        let each = region.peers.len() as u64 + 1;
+        // At once: every allocation is written to the disk.
+        let all = u32::try_from(each * count as u64).map_err(|e| e.to_string())?;
+        let last = self.0.alloc_ids(all).map_err(|e| e.to_string())?;
+        let ids = |n: u64| {
+            let region = last + 1 - (count as u64 - n) * each;
+            RegionIds {
+                region,
+                peers: (region + 1..region + each).collect(),
+            }
         };
-        (0..count).map(one).collect()
+        Ok((0..count as u64).map(ids).collect())
     }
 }
 
@@ -210,6 +214,14 @@ impl IdAllocator for PdIds {
 struct StoreTopology {
     servers: Vec<Arc<StoreServer>>,
     ghosts: u64,
+    /// What was told last: most questions find the map unchanged.
+    told: Mutex<Option<Told>>,
+}
+
+/// Regions with their leaders, and the map that they are of.
+struct Told {
+    of: Arc<RegionMap>,
+    regions: Arc<Vec<Placed>>,
 }
 
 impl StoreTopology {
@@ -234,15 +246,24 @@ impl Topology for StoreTopology {
         (0..self.ghosts).map(ghost).collect()
     }
 
-    fn regions(&self) -> Vec<Placed> {
+    fn regions(&self) -> Arc<Vec<Placed>> {
         let Some(regions) = self.store().map(|store| store.regions()) else {
-            return Vec::new();
+            return Arc::default();
         };
+        let mut told = self.told.lock();
+        if let Some(last) = told.as_ref().filter(|last| Arc::ptr_eq(&last.of, &regions)) {
+            return last.regions.clone();
+        }
         let placed = |region: &Arc<metapb::Region>| Placed {
             region: metapb::Region::clone(region),
             leader: regions.leader(region.id).cloned(),
         };
-        regions.iter().map(placed).collect()
+        let all: Arc<Vec<Placed>> = Arc::new(regions.iter().map(placed).collect());
+        *told = Some(Told {
+            of: regions,
+            regions: all.clone(),
+        });
+        all
     }
 
     fn scatter(&self, region_id: u64) {

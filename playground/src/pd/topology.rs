@@ -1,5 +1,7 @@
 //! What PD has to know of the store: its address and its regions.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use pitr_proto::{metapb, pdpb};
 
@@ -12,7 +14,7 @@ pub trait Topology: Send + Sync + 'static {
         Vec::new()
     }
     /// All regions in key order; together they cover the key space.
-    fn regions(&self) -> Vec<Placed>;
+    fn regions(&self) -> Arc<Vec<Placed>>;
     /// Gives the store that leads fewest regions one more: this one, if another leads it.
     fn scatter(&self, region_id: u64);
     /// Splits at encoded keys and returns the ids of the regions that came into being. Keys that
