@@ -36,10 +36,6 @@ use crate::{archive, juicefs, storage, time};
 const TICK: Duration = Duration::from_millis(100);
 /// A publication that failed is repeated after this time.
 const PUBLISH_AGAIN: Duration = Duration::from_secs(1);
-/// A checkpoint that others raised is written into the archive that often at most, in shares of the flush
-/// interval: of very many stores each flush raises it, and each store would write each of the values.
-/// TiKV looks every 5 s at an interval of 3 minutes.
-const OBJECTS_PER_INTERVAL: u32 = 36;
 /// How long the last flush may wait for the checkpoint that it makes.
 const ANSWER: Duration = Duration::from_secs(3);
 /// How long the last flush may take when the sidecar is asked to leave.
@@ -96,8 +92,6 @@ struct Session {
     publish_due: Option<Instant>,
     /// Whether the last publication failed.
     publish_fails: bool,
-    /// When the last publication began.
-    published_at: Instant,
     rate: Rate,
     budget: Arc<MemoryBudget>,
     flushes: u64,
@@ -167,7 +161,6 @@ impl Session {
             generation: None,
             publish_due: None,
             publish_fails: false,
-            published_at: Instant::now(),
             rate: Rate::new(Instant::now()),
             budget,
             flushes: 0,
@@ -197,7 +190,7 @@ impl Session {
                         Lost::Broken(failure) => End::Failed { failure, ran: self.flushes > 0 },
                     };
                 }
-                () = risen(&mut self.global) => self.publish_soon(),
+                () = risen(&mut self.global) => self.publish_due = Some(Instant::now()),
                 Some(asked) = inbox.orders.recv() => order = Some(asked),
                 () = sleep(TICK) => {}
             }
@@ -360,17 +353,9 @@ impl Session {
         }
     }
 
-    /// Has the archive brought up to a checkpoint that rose: at once, unless that was just done.
-    fn publish_soon(&mut self) {
-        let interval = self.context.config.max_flush_interval.get();
-        let rested = self.published_at + interval / OBJECTS_PER_INTERVAL;
-        self.publish_due.get_or_insert(rested.max(Instant::now()));
-    }
-
     /// Tells what is durable here, and brings the archive up to the global checkpoint; a failure is
     /// repeated later.
     async fn publish(&mut self) {
-        self.published_at = Instant::now();
         if let Some(global) = *self.global.borrow_and_update() {
             self.publisher.learn(global);
         }
