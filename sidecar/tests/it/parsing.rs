@@ -150,7 +150,7 @@ proptest! {
         how in 0..3usize,
     ) {
         let key = KEYS[which].key;
-        let name = key.strip_prefix("log-backup.").unwrap_or(key);
+        let name = key.split_once('.').map_or(key, |(_, name)| name);
         let mut letters: Vec<char> = name.chars().collect();
         let at = at.index(letters.len());
         match how {
