@@ -62,7 +62,7 @@ soak: build
 bench: setup
 	cargo build --locked -p pitr-bench
 	@$(CARGO_TARGET_DIR)/debug/tikv-pitr-bench --filter "$(BENCH)" --seconds "$${BENCH_SECONDS:-6}"
-	@$(if $(BENCH),,cargo test --locked --workspace --test it -- memory::costs --ignored --nocapture --test-threads=1 | grep '^bench ')
+	@$(if $(BENCH),,cargo test --locked --workspace --test it -- memory::costs --ignored --nocapture --test-threads=1 | grep -o 'bench sidecar-.*')
 
 # Every decoder for FUZZ_SECONDS (20) each; installs the nightly compiler and cargo-fuzz if they are missing.
 fuzz: setup
