@@ -1,11 +1,14 @@
 //! Real PD servers of a test's own: one to three members on free loopback ports, in a temporary
-//! folder with their logs. Included by the test binaries of `playground` and `sidecar`.
+//! folder with their logs, in plaintext or with TLS. Included by the test binaries of `playground` and
+//! `sidecar`.
 //!
 //! They are killed when the test ends, also by a panic; then the folder stays and is named.
 #![allow(dead_code, reason = "each test binary uses its part")]
 
 #[path = "program.rs"]
 mod program;
+#[path = "tls_client.rs"]
+pub mod tls_client;
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -14,6 +17,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use pitr_cluster::tls::TlsConfig;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -31,6 +35,7 @@ pub struct PdServers {
     program: PathBuf,
     members: Vec<Member>,
     dir: Option<TempDir>,
+    tls: Option<TlsConfig>,
 }
 
 impl PdServers {
@@ -41,6 +46,20 @@ impl PdServers {
 
     /// [`PdServers::start`] with servers of another release.
     pub fn of(program: PathBuf, count: usize) -> PdServers {
+        Self::running(program, count, None)
+    }
+
+    /// [`PdServers::start`] with TLS for clients and between the members, which all have this triple:
+    /// its own common name has to be the one that is allowed, if one is. PD can allow only one.
+    pub fn with_tls(count: usize, tls: &TlsConfig) -> Option<PdServers> {
+        Some(Self::running(
+            program::program("pd")?,
+            count,
+            Some(tls.clone()),
+        ))
+    }
+
+    fn running(program: PathBuf, count: usize, tls: Option<TlsConfig>) -> PdServers {
         // All at once, so that no port is given twice.
         let free: Vec<_> = (0..count * 2)
             .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
@@ -56,6 +75,7 @@ impl PdServers {
             program,
             members: members.collect(),
             dir: Some(tempfile::tempdir().unwrap()),
+            tls,
         };
         drop(free);
         (0..count).for_each(|i| servers.spawn(i));
@@ -65,16 +85,16 @@ impl PdServers {
 
     /// Client URLs of all members.
     pub fn urls(&self) -> Vec<String> {
-        self.members.iter().map(Member::url).collect()
+        let urls = self.members.iter().map(|m| self.url(m.client));
+        urls.collect()
     }
 
     /// Index of the leader, as a living member knows it; waits for an election.
     pub fn leader(&self) -> usize {
         let found = || {
             let alive = self.members.iter().find(|m| m.child.is_some())?;
-            let name = get(alive.client, "/pd/api/v1/leader")?["name"]
-                .as_str()?
-                .to_owned();
+            let told = self.get(alive.client, "/pd/api/v1/leader")?;
+            let name = told["name"].as_str()?;
             let at = self.members.iter().position(|m| m.name == name)?;
             self.members[at].child.is_some().then_some(at)
         };
@@ -105,7 +125,7 @@ impl PdServers {
     pub fn wait_healthy(&self) {
         for member in &self.members {
             wait(&format!("{} is healthy", member.name), || {
-                let answer = get(member.client, "/pd/api/v1/health")?;
+                let answer = self.get(member.client, "/pd/api/v1/health")?;
                 let all = answer.as_array()?;
                 let healthy = all.iter().filter(|m| m["health"] == true).count();
                 (healthy == self.members.len()).then_some(())
@@ -116,7 +136,8 @@ impl PdServers {
     /// A page of PD's HTTP interface at the leader.
     pub fn page(&self, path: &str) -> Value {
         let leader = self.leader();
-        get(self.members[leader].client, path).unwrap_or_default()
+        self.get(self.members[leader].client, path)
+            .unwrap_or_default()
     }
 
     /// Sends JSON to a page of the leader, which has to obey.
@@ -127,7 +148,7 @@ impl PdServers {
             body.len()
         );
         let port = self.members[self.leader()].client;
-        let answer = http(port, &format!("{head}\r\n\r\n{body}"));
+        let answer = self.http(port, &format!("{head}\r\n\r\n{body}"));
         assert!(answer.is_some(), "PD refuses {body} at {path}");
     }
 
@@ -139,7 +160,7 @@ impl PdServers {
             body.len()
         );
         let port = self.members[self.leader()].client;
-        let answer = http(port, &format!("{head}\r\n\r\n{body}"));
+        let answer = self.http(port, &format!("{head}\r\n\r\n{body}"));
         assert!(answer.is_some_and(|a| a["header"].is_object()));
     }
 
@@ -148,10 +169,10 @@ impl PdServers {
         let cluster: Vec<_> = self
             .members
             .iter()
-            .map(|m| format!("{}=http://127.0.0.1:{}", m.name, m.peer))
+            .map(|m| format!("{}={}", m.name, self.url(m.peer)))
             .collect();
         let member = &self.members[index];
-        let (client, peer) = (member.url(), format!("http://127.0.0.1:{}", member.peer));
+        let (client, peer) = (self.url(member.client), self.url(member.peer));
         let path = |suffix: &str| {
             dir.join(format!("{}{suffix}", member.name))
                 .display()
@@ -173,6 +194,7 @@ impl PdServers {
                 format!("--initial-cluster={}", cluster.join(",")),
                 format!("--log-file={}", path(".log")),
             ])
+            .args(self.tls.iter().flat_map(|tls| security(tls, path(".toml"))))
             .stdin(Stdio::null())
             .stdout(output.try_clone().unwrap())
             .stderr(output)
@@ -180,12 +202,46 @@ impl PdServers {
             .unwrap();
         self.members[index].child = Some(child);
     }
+
+    fn url(&self, port: u16) -> String {
+        let scheme = match self.tls {
+            Some(_) => "https",
+            None => "http",
+        };
+        format!("{scheme}://127.0.0.1:{port}")
+    }
+
+    fn get(&self, port: u16, path: &str) -> Option<Value> {
+        self.http(port, &format!("GET {path} HTTP/1.0\r\n\r\n"))
+    }
+
+    /// The JSON of an answer with status 200. HTTP/1.0, so that the answer is one piece.
+    fn http(&self, port: u16, request: &str) -> Option<Value> {
+        let stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
+        stream.set_read_timeout(Some(Duration::from_secs(3))).ok()?;
+        let answer = match &self.tls {
+            Some(tls) => exchange(tls_client::blocking(tls, stream)?, request),
+            None => exchange(stream, request),
+        }?;
+        let (head, body) = answer.split_once("\r\n\r\n")?;
+        head.split(' ').nth(1).filter(|code| *code == "200")?;
+        serde_json::from_str(body).ok()
+    }
 }
 
-impl Member {
-    fn url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.client)
-    }
+/// The flags for a triple; the common name has none, only a key of the configuration file.
+fn security(tls: &TlsConfig, config: String) -> Vec<String> {
+    let config = PathBuf::from(config);
+    let text = format!("[security]\ncert-allowed-cn = {:?}\n", tls.cert_allowed_cn);
+    std::fs::write(&config, text).unwrap();
+    [
+        ("config", &config),
+        ("cacert", &tls.ca_path),
+        ("cert", &tls.cert_path),
+        ("key", &tls.key_path),
+    ]
+    .map(|(flag, path)| format!("--{flag}={}", path.display()))
+    .into()
 }
 
 impl Drop for PdServers {
@@ -214,18 +270,9 @@ fn wait<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-fn get(port: u16, path: &str) -> Option<Value> {
-    http(port, &format!("GET {path} HTTP/1.0\r\n\r\n"))
-}
-
-/// The JSON of an answer with status 200. HTTP/1.0, so that the answer is one piece.
-fn http(port: u16, request: &str) -> Option<Value> {
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
-    stream.set_read_timeout(Some(Duration::from_secs(3))).ok()?;
+fn exchange(mut stream: impl Read + Write, request: &str) -> Option<String> {
     stream.write_all(request.as_bytes()).ok()?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).ok()?;
-    let (head, body) = answer.split_once("\r\n\r\n")?;
-    head.split(' ').nth(1).filter(|code| *code == "200")?;
-    serde_json::from_str(body).ok()
+    Some(answer)
 }

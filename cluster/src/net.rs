@@ -1,12 +1,16 @@
 //! Addresses and gRPC channels: one place that knows URL forms, time-outs, keepalive and windows.
 //!
-//! Plaintext only; an `https` address is refused rather than spoken to in the clear. Used by
-//! every client of this crate.
+//! Whether TLS is spoken is a matter of the certificates that are given, as with PD's own clients,
+//! not of the address: with them every address is dialled by TLS, also one written `http://`; without
+//! them an `https` address is refused rather than spoken to in the clear. Used by every client of
+//! this crate.
 
 use std::time::Duration;
 
 use pitr_format::Class;
 use tonic::transport::{Channel, Endpoint};
+
+use crate::tls::Security;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const KEEPALIVE: Duration = Duration::from_secs(10);
@@ -31,49 +35,51 @@ impl AddressError {
     }
 }
 
-/// Brings `host:port` and `http://host:port/` to the form `http://host:port`. PD reports URLs,
-/// stores report bare addresses.
-pub fn normalize(address: &str) -> Result<String, AddressError> {
+/// Brings `host:port` and `http://host:port/` to the form `http://host:port`, or `https://host:port`
+/// where there are certificates. PD reports URLs, stores report bare addresses.
+pub fn normalize(security: &Security, address: &str) -> Result<String, AddressError> {
     let refuse = |reason: &str| AddressError {
         address: address.to_owned(),
         reason: reason.to_owned(),
     };
-    let trimmed = address.trim().trim_end_matches('/');
-    let with_scheme = if trimmed.contains("://") {
-        trimmed.to_owned()
-    } else {
-        format!("http://{trimmed}")
+    let trimmed = address.trim();
+    let host = match trimmed.split_once("://") {
+        Some(("https", _)) if !security.is_on() => {
+            return Err(refuse(
+                "TLS needs certificates: ca, cert and key (of `[security]`, or `--ca --cert --key`)",
+            ));
+        }
+        Some(("http" | "https", host)) => host,
+        Some(_) => return Err(refuse("expected http://host:port or https://host:port")),
+        None => trimmed,
     };
-    let url = url::Url::parse(&with_scheme).map_err(|e| refuse(&e.to_string()))?;
-    match url.scheme() {
-        "http" => {}
-        "https" => return Err(refuse("TLS is not supported yet, use http://")),
-        _ => return Err(refuse("expected http://host:port")),
-    }
+    let host = host.trim_end_matches('/');
+    let normalized = format!("{}://{host}", security.scheme());
+    let url = url::Url::parse(&normalized).map_err(|e| refuse(&e.to_string()))?;
     if url.host_str().is_none_or(str::is_empty) {
         return Err(refuse("host is missing"));
     }
-    Ok(with_scheme)
+    Ok(normalized)
 }
 
 /// Channel to a PD member. PD's embedded etcd enforces "at most one ping in 5 s, none without
 /// streams", hence no pings while idle.
-pub(crate) fn pd_channel(url: &str) -> Result<Channel, AddressError> {
-    Ok(endpoint(url)?.keep_alive_while_idle(false).connect_lazy())
+pub(crate) fn pd_channel(security: &Security, url: &str) -> Result<Channel, AddressError> {
+    let endpoint = endpoint(security, url)?.keep_alive_while_idle(false);
+    Ok(endpoint.connect_with_connector_lazy(security.grpc(CONNECT_TIMEOUT)))
 }
 
 /// Channel to a TiKV store, with the windows and keepalive that TiCDC uses or better.
-pub fn store_channel(url: &str) -> Result<Channel, AddressError> {
-    Ok(endpoint(url)?
+pub fn store_channel(security: &Security, url: &str) -> Result<Channel, AddressError> {
+    let endpoint = endpoint(security, url)?
         .keep_alive_while_idle(true)
         .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .tcp_nodelay(true)
-        .connect_lazy())
+        .initial_connection_window_size(CONNECTION_WINDOW);
+    Ok(endpoint.connect_with_connector_lazy(security.grpc(CONNECT_TIMEOUT)))
 }
 
-fn endpoint(url: &str) -> Result<Endpoint, AddressError> {
-    let url = normalize(url)?;
+fn endpoint(security: &Security, url: &str) -> Result<Endpoint, AddressError> {
+    let url = normalize(security, url)?;
     Ok(Endpoint::from_shared(url.clone())
         .map_err(|e| AddressError {
             address: url,
@@ -103,6 +109,10 @@ pub(crate) fn describe(status: &tonic::Status) -> String {
 mod tests {
     use super::*;
 
+    fn plain(address: &str) -> Result<String, AddressError> {
+        normalize(&Security::default(), address)
+    }
+
     #[test]
     fn bare_addresses_and_urls_come_to_one_form() {
         for given in [
@@ -110,17 +120,18 @@ mod tests {
             "http://127.0.0.1:2379",
             "http://127.0.0.1:2379/",
         ] {
-            assert_eq!(normalize(given).unwrap(), "http://127.0.0.1:2379");
+            assert_eq!(plain(given).unwrap(), "http://127.0.0.1:2379");
         }
-        assert_eq!(normalize("pd-0.pd:2379").unwrap(), "http://pd-0.pd:2379");
+        assert_eq!(plain("pd-0.pd:2379").unwrap(), "http://pd-0.pd:2379");
     }
 
     #[test]
     fn an_https_address_is_refused_instead_of_being_spoken_to_in_the_clear() {
-        let error = normalize("https://pd:2379").unwrap_err();
-        assert!(error.to_string().contains("TLS"), "{error}");
+        let error = plain("https://pd:2379").unwrap_err();
+        assert!(error.to_string().contains("--ca"), "{error}");
         assert_eq!(error.class(), Class::Permanent);
-        assert!(normalize("").is_err());
-        assert!(normalize("local:///tmp").is_err());
+        for wrong in ["", "local:///tmp", "http://", "://pd:1"] {
+            assert!(plain(wrong).is_err(), "{wrong:?}");
+        }
     }
 }

@@ -76,7 +76,7 @@ impl StoreChannels {
         let stores = self.pd.stores().await?;
         let store = stores.into_iter().find(|store| store.id == store_id);
         let store = store.ok_or(StoreError::Unknown { store_id })?;
-        let channel = store_channel(&store.address)
+        let channel = store_channel(self.pd.security(), &store.address)
             .map_err(|source| StoreError::Address { store_id, source })?;
         let mut channels = self.channels.lock();
         Ok(channels.entry(store_id).or_insert(channel).clone())

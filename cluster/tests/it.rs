@@ -18,5 +18,7 @@ mod publisher;
 mod store;
 #[path = "it/stream.rs"]
 mod stream;
+#[path = "it/tls.rs"]
+mod tls;
 #[path = "it/tracker.rs"]
 mod tracker;

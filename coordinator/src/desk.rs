@@ -14,6 +14,7 @@ use pitr_cluster::backoff::Backoff;
 use pitr_cluster::etcd::EtcdClient;
 use pitr_cluster::pd::PdClient;
 use pitr_cluster::tasks::{Task, TaskError, TaskRegistry};
+use pitr_cluster::tls::Security;
 use pitr_format::{EncodedRange, Ts};
 use pitr_observer::TaskRanges;
 use pitr_proto::etcdserverpb as pb;
@@ -233,7 +234,9 @@ impl Desk {
             if self.streams.contains_key(&endpoint.store_id) {
                 continue;
             }
-            let stream = follow(endpoint.clone(), self.registered, self.heard.0.clone());
+            let security = self.shared.pd.security().clone();
+            let heard = self.heard.0.clone();
+            let stream = follow(security, endpoint.clone(), self.registered, heard);
             let stream = self.following.spawn(stream);
             let progress = StoreProgress {
                 address: endpoint.address.clone(),
@@ -479,9 +482,10 @@ impl Desk {
         }
         self.urged = Some(Instant::now());
         let endpoints = self.shared.endpoints.borrow().clone();
+        let pd = self.shared.pd.clone();
         self.jobs.spawn(async move {
             for endpoint in endpoints.iter() {
-                flush_now(endpoint).await;
+                flush_now(pd.security(), endpoint).await;
             }
             Done::Urged
         });
@@ -513,9 +517,9 @@ impl Desk {
     }
 }
 
-async fn flush_now(endpoint: &Endpoint) {
+async fn flush_now(security: &Security, endpoint: &Endpoint) {
     let store = endpoint.store_id;
-    let mut client = match client(&endpoint.address) {
+    let mut client = match client(security, &endpoint.address) {
         Ok(client) => client,
         Err(error) => return tracing::warn!(store, %error, "the store cannot be asked to flush"),
     };

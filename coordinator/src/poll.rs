@@ -73,7 +73,7 @@ pub async fn poll(
     for (leader, regions) in by_leader {
         let regions: Vec<Region> = regions.into_values().collect();
         let endpoint = endpoints.iter().find(|end| end.store_id == leader);
-        match endpoint.map(|end| client(&end.address)) {
+        match endpoint.map(|end| client(pd.security(), &end.address)) {
             Some(Ok(mut client)) => {
                 for batch in regions.chunks(BATCH) {
                     ask(&mut client, registered, batch, &mut polled).await;

@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use pitr_cluster::backoff::Backoff;
 use pitr_cluster::net::{AddressError, store_channel};
+use pitr_cluster::tls::Security;
 use pitr_format::{EncodedRange, Ts, key};
 use pitr_proto::logbackup::log_backup_client::LogBackupClient;
 use pitr_proto::logbackup::{FlushEvent, SubscribeFlushEventRequest};
@@ -50,17 +51,25 @@ pub fn for_task<T>(message: T, registered: i64) -> Request<T> {
 }
 
 /// A client of a store's log backup service; dials at the first call.
-pub fn client(address: &str) -> Result<LogBackupClient<Channel>, AddressError> {
-    let channel = store_channel(address)?;
+pub fn client(
+    security: &Security,
+    address: &str,
+) -> Result<LogBackupClient<Channel>, AddressError> {
+    let channel = store_channel(security, address)?;
     Ok(LogBackupClient::new(channel).max_decoding_message_size(MAX_MESSAGE))
 }
 
 /// Follows a store until nobody listens.
-pub async fn follow(endpoint: Endpoint, registered: i64, heard: mpsc::Sender<Heard>) {
+pub async fn follow(
+    security: Security,
+    endpoint: Endpoint,
+    registered: i64,
+    heard: mpsc::Sender<Heard>,
+) {
     let store_id = endpoint.store_id;
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5), store_id);
     loop {
-        let ended = read(&endpoint, registered, &heard, &mut backoff).await;
+        let ended = read(&security, &endpoint, registered, &heard, &mut backoff).await;
         let health = match ended {
             Ok(()) => return,
             Err(status) if status.code() == Code::Unimplemented => StoreHealth::Unsupported,
@@ -83,13 +92,14 @@ pub async fn follow(endpoint: Endpoint, registered: i64, heard: mpsc::Sender<Hea
 
 /// One stream; `Ok` when nobody listens any more.
 async fn read(
+    security: &Security,
     endpoint: &Endpoint,
     registered: i64,
     heard: &mpsc::Sender<Heard>,
     backoff: &mut Backoff,
 ) -> Result<(), Status> {
     let mut client =
-        client(&endpoint.address).map_err(|e| Status::invalid_argument(e.to_string()))?;
+        client(security, &endpoint.address).map_err(|e| Status::invalid_argument(e.to_string()))?;
     let request = SubscribeFlushEventRequest {
         client_id: format!("tikv-pitr-{registered}"),
     };

@@ -1,16 +1,18 @@
 //! Opens the parts of the playground and wires them together.
 
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use futures::Stream;
 use parking_lot::Mutex;
+use pitr_cluster::tls::{Security, ServerStream};
 use pitr_format::Ts;
 use pitr_proto::metapb;
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
-use tonic::transport::server::TcpIncoming;
 
 use crate::coordinator::{Coordinator, OwnPd, TimestampError};
 use crate::import_host::Uploads;
@@ -20,6 +22,7 @@ use crate::pd::clock::system_clock;
 use crate::realpd::RealPd;
 use crate::server::{ServerParts, StoreAddress, StoreListeners, StoreServer};
 use crate::store::{OpenError, RegionIds, Store, StoreOptions};
+use crate::tls::Tls;
 
 /// Version that the stores report unless told otherwise.
 pub const STORE_VERSION: &str = "8.5.6";
@@ -56,7 +59,8 @@ impl Parts {
         runtime: Handle,
     ) -> Result<(Arc<Self>, mpsc::Receiver<String>), StartError> {
         let clock = system_clock();
-        let (pd, options) = open_pd(config, addresses, runtime)?;
+        let tls = Tls::open(config)?;
+        let (pd, options) = open_pd(config, &tls, addresses, runtime)?;
         let dirs = store_dirs(&config.data_dir, options.store_ids.len());
         let dirs: Vec<&Path> = dirs.iter().map(PathBuf::as_path).collect();
         let stores = Store::open(&dirs, options)?;
@@ -84,6 +88,7 @@ impl Parts {
                 import_dir: config.data_dir.join(numbered("import", at)),
                 uploads: uploads.clone(),
                 failed: failed.clone(),
+                tls: tls.clone(),
             })?);
         }
         if let Coordinator::Real(real) = &*pd {
@@ -167,12 +172,13 @@ impl Parts {
 /// PD, and what it says about stores and regions.
 fn open_pd(
     config: &PlaygroundConfig,
+    tls: &Tls,
     addresses: &Addresses,
     runtime: Handle,
 ) -> Result<(Coordinator, StoreOptions), StartError> {
     let dir = &config.data_dir;
     let Some(addr) = addresses.pd else {
-        let real = RealPd::connect(&config.real_pd, dir, config.stores, runtime)?;
+        let real = RealPd::connect(&config.real_pd, &tls.security, dir, config.stores, runtime)?;
         let store_ids = real.identity().store_ids();
         if store_ids.len() != config.stores {
             return Err(StartError::Store(OpenError::Stores {
@@ -187,7 +193,7 @@ fn open_pd(
         };
         return Ok((Coordinator::Real(real), options));
     };
-    let own = OwnPd::open(config, system_clock(), addr)?;
+    let own = OwnPd::open(config, tls, system_clock(), addr)?;
     // 1, 4, 6, 8 …, with the peers 3, 5, 7, 9 …: one store has the ids it always had.
     let more = 2..=addresses.stores.len() as u64;
     let options = StoreOptions {
@@ -240,9 +246,17 @@ fn store_meta(config: &PlaygroundConfig, at: usize, address: StoreAddress) -> me
     }
 }
 
-pub(crate) fn incoming(listener: std::net::TcpListener) -> Result<TcpIncoming, String> {
+/// The connections of a listener, for tonic.
+pub(crate) fn incoming(
+    security: &Security,
+    listener: std::net::TcpListener,
+) -> Result<impl Stream<Item = io::Result<ServerStream>> + use<>, String> {
     let listener = TcpListener::from_std(listener).map_err(|e| e.to_string())?;
-    Ok(TcpIncoming::from(listener).with_nodelay(Some(true)))
+    let listener = security.listen(listener);
+    Ok(futures::stream::unfold(listener, async |mut listener| {
+        let (stream, _) = listener.accept().await;
+        Some((Ok(stream), listener))
+    }))
 }
 
 /// The address that clients are told: a listener on all interfaces is reached by loopback.

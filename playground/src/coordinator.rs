@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use pitr_cluster::tls::Security;
 use pitr_format::Ts;
 use pitr_proto::etcdserverpb::{
     kv_server::KvServer, lease_server::LeaseServer, watch_server::WatchServer,
@@ -29,6 +30,7 @@ use crate::pd::tso::TimestampOracle;
 use crate::realpd::{Member, RealPd, RealPdError};
 use crate::server::StoreServer;
 use crate::store::{IdAllocator, RegionIds, RegionMap, SplitError, Store};
+use crate::tls::Tls;
 
 /// Events that etcd keeps for watchers.
 const ETCD_HISTORY: usize = 10_000;
@@ -72,6 +74,7 @@ pub(crate) struct OwnPd {
     addr: SocketAddr,
     ghosts: u64,
     gc_states: bool,
+    security: Security,
 }
 
 impl Coordinator {
@@ -134,6 +137,7 @@ pub(crate) enum OwnPdError {
 impl OwnPd {
     pub(crate) fn open(
         config: &PlaygroundConfig,
+        tls: &Tls,
         clock: Clock,
         addr: SocketAddr,
     ) -> Result<Self, OwnPdError> {
@@ -151,6 +155,7 @@ impl OwnPd {
             addr,
             ghosts: config.ghost_stores,
             gc_states: config.gc_states,
+            security: tls.security.clone(),
         })
     }
 
@@ -174,7 +179,7 @@ impl OwnPd {
             self.oracle.clone(),
             topology,
             self.clock.clone(),
-            format!("http://{}", reachable(self.addr)),
+            format!("{}://{}", self.security.scheme(), reachable(self.addr)),
             self.gc_states,
         );
         let etcd = EtcdService::new(self.etcd.clone());
@@ -184,7 +189,7 @@ impl OwnPd {
             .add_service(KvServer::new(etcd.clone()).max_decoding_message_size(MAX_MESSAGE))
             .add_service(LeaseServer::new(etcd))
             .add_service(WatchServer::new(watch))
-            .serve_with_incoming(incoming(listener)?)
+            .serve_with_incoming(incoming(&self.security, listener)?)
             .await
             .map_err(|e| format!("PD: {e}"))
     }

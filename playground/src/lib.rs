@@ -5,6 +5,7 @@
 mod admin;
 mod assembly;
 pub mod cdc;
+pub mod certificates;
 mod coordinator;
 mod durable;
 pub mod etcd;
@@ -19,6 +20,7 @@ mod realpd;
 mod server;
 mod status;
 pub mod store;
+mod tls;
 
 pub use assembly::STORE_VERSION;
 pub use coordinator::TimestampError;

@@ -7,7 +7,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
-use pitr_playground::{Playground, PlaygroundConfig, StoreAddress};
+use pitr_cluster::tls::TlsConfig;
+use pitr_playground::{Playground, PlaygroundConfig, StoreAddress, certificates};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// A PD and one or several TiKV stores in one process, for demos and tests. There is no raft: every
@@ -55,6 +56,14 @@ struct Arguments {
     /// 9.0.0-beta.2 on; else it is a classic PD, with service safe points only.
     #[arg(long)]
     gc_states: bool,
+    /// Speak TLS with the certificates in this directory: ca.pem, cert.pem and key.pem, for every host
+    /// name and address of this machine's loopback. They are made, valid for a month, if none are there.
+    #[arg(long, value_name = "DIR")]
+    tls_dir: Option<PathBuf>,
+    /// Common name of clients whose calls the stores answer, with --tls-dir; once for each. Every one if
+    /// left out. PD and the status addresses serve every client with a certificate, as the real ones.
+    #[arg(long, value_name = "NAME", requires = "tls_dir")]
+    cert_allowed_cn: Vec<String>,
     /// Milliseconds between resolved timestamps, 50 or more.
     #[arg(long, default_value_t = 1000, value_name = "MS")]
     resolved_ts_interval: u64,
@@ -82,6 +91,13 @@ fn run(arguments: Arguments) -> Result<(), Box<dyn std::error::Error>> {
     let waiting = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
+    let tls = match &arguments.tls_dir {
+        Some(dir) => Some(TlsConfig {
+            cert_allowed_cn: arguments.cert_allowed_cn,
+            ..certificates::in_directory(dir)?
+        }),
+        None => None,
+    };
     let playground = Playground::start(PlaygroundConfig {
         real_pd: arguments.pd,
         pd_addr: arguments.pd_addr,
@@ -94,6 +110,7 @@ fn run(arguments: Arguments) -> Result<(), Box<dyn std::error::Error>> {
         cluster_id: arguments.cluster_id,
         gc_states: arguments.gc_states,
         resolved_ts_interval: Duration::from_millis(arguments.resolved_ts_interval),
+        tls,
         ..PlaygroundConfig::new(arguments.data_dir)
     })?;
     let stop = waiting.block_on(async {

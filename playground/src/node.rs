@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use pitr_cluster::tls::{TlsConfig, TlsError};
 use pitr_format::Class;
 use pitr_proto::metapb::Region;
 use tokio::runtime::Runtime;
@@ -66,6 +67,9 @@ pub struct PlaygroundConfig {
     pub resolved_ts_interval: Duration,
     /// Version that the stores report.
     pub store_version: String,
+    /// Certificates, if everything speaks TLS. Of the common names that are allowed PD and the stores make
+    /// what the real ones make: a store refuses each call of another one, PD serves it.
+    pub tls: Option<TlsConfig>,
     /// Stores that PD lists beside the real one, none of which exists: for those who have to notice.
     pub ghost_stores: u64,
 }
@@ -88,6 +92,7 @@ impl PlaygroundConfig {
             gc_states: false,
             resolved_ts_interval: Duration::from_secs(1),
             store_version: STORE_VERSION.to_owned(),
+            tls: None,
             ghost_stores: 0,
         }
     }
@@ -126,6 +131,9 @@ pub enum StartError {
         /// What the system says.
         source: std::io::Error,
     },
+    /// The certificates.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// Too many stores, or none.
     #[error("{0} stores: 1 to {MAX_STORES} are possible")]
     Stores(usize),
@@ -151,6 +159,7 @@ impl StartError {
             StartError::Etcd(e) => e.class(),
             StartError::RealPd(e) => e.class(),
             StartError::Store(e) => e.class(),
+            StartError::Tls(e) => e.class(),
             StartError::Stores(_)
             | StartError::Advertised(..)
             | StartError::GcStates

@@ -18,6 +18,7 @@ use pitr_restore_worker::engine::rocks::RocksEngine;
 use pitr_restore_worker::service::{ImportLimits, ImportService};
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, oneshot};
+use tonic::service::InterceptorLayer;
 use tonic::transport::Server;
 
 use crate::assembly::incoming;
@@ -34,6 +35,8 @@ use crate::realpd::{Heartbeats, Member, RealPdError};
 use crate::status;
 use crate::store::Store;
 use crate::store::service::TikvService;
+use crate::tls::Tls;
+use pitr_cluster::tls::Security;
 
 /// Memory of the import service: slices, cached or in use, and pieces of downloads.
 const IMPORT_MEMORY: u64 = 512 << 20;
@@ -73,6 +76,8 @@ pub(crate) struct ServerParts {
     pub(crate) uploads: Arc<Uploads>,
     /// Takes the reason when the services end by themselves.
     pub(crate) failed: mpsc::Sender<String>,
+    /// How connections are taken.
+    pub(crate) tls: Tls,
 }
 
 /// See the module.
@@ -118,6 +123,11 @@ impl StoreServer {
 
     pub(crate) fn store(&self) -> &Arc<Store> {
         &self.parts.store
+    }
+
+    /// How its status is served.
+    pub(crate) fn security(&self) -> &Security {
+        &self.parts.tls.security
     }
 
     pub(crate) fn address(&self) -> StoreAddress {
@@ -262,11 +272,12 @@ impl StoreServer {
         let (_reporter, health) = tonic_health::server::health_reporter();
         let upkeep = import.upkeep();
         let server = Server::builder()
+            .layer(InterceptorLayer::new(self.parts.tls.name_check()))
             .add_service(health)
             .add_service(TikvService::server(store.clone(), self.metrics.requests()))
             .add_service(ChangeDataServer::new(cdc))
             .add_service(import.into_server())
-            .serve_with_incoming(incoming(listener)?);
+            .serve_with_incoming(incoming(&self.parts.tls.security, listener)?);
         tokio::select! {
             ended = server => ended.map_err(|e| format!("store: {e}")),
             () = upkeep => Ok(()),

@@ -18,11 +18,12 @@ pub(crate) async fn serve(listener: TcpListener, server: Arc<StoreServer>) -> Re
         "name": "tikv-pitr-playground",
         "address": server.address().store.to_string(),
     });
+    let shown = server.clone();
     let router = Router::new()
         .route("/status", get(async move || Json(status)))
         .route("/config", get(async || Json(config())))
-        .route("/metrics", get(async move || metrics(&server)));
-    axum::serve(listener, router)
+        .route("/metrics", get(async move || metrics(&shown)));
+    axum::serve(server.security().listen(listener), router)
         .await
         .map_err(|e| format!("status: {e}"))
 }

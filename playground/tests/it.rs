@@ -27,6 +27,7 @@ mod it {
     mod subscriber;
     mod surfaces;
     mod system;
+    mod tls;
     mod transcript;
     mod txn;
     mod txn_rules;

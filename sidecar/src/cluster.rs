@@ -4,8 +4,9 @@
 use std::sync::Arc;
 
 use pitr_cluster::etcd::{EtcdClient, EtcdError};
-use pitr_cluster::pd::{PdClient, PdError};
+use pitr_cluster::pd::{PdClient, PdError, PdOptions};
 use pitr_cluster::tasks::{TaskError, TaskRegistry};
+use pitr_cluster::tls::{Security, TlsError};
 use pitr_format::{Class, Ts};
 use pitr_proto::metapb;
 
@@ -26,9 +27,13 @@ pub struct Cluster {
 
 impl Cluster {
     /// Connects; fails with code 75 when nobody answers within some seconds.
-    pub async fn connect(endpoints: &[String]) -> Result<Self, Failure> {
-        let pd = PdClient::connect(endpoints).await?;
-        let etcd = EtcdClient::new(&pd.urls())?;
+    pub async fn connect(endpoints: &[String], security: &Security) -> Result<Self, Failure> {
+        let options = PdOptions {
+            security: security.clone(),
+            ..PdOptions::default()
+        };
+        let pd = PdClient::connect_with(endpoints, options).await?;
+        let etcd = EtcdClient::of(&pd)?;
         let tasks = TaskRegistry::new(etcd.clone());
         Ok(Cluster { pd, etcd, tasks })
     }
@@ -55,10 +60,16 @@ fn is_tikv(store: &metapb::Store) -> bool {
 }
 
 /// PD's time, or the local clock when PD does not answer.
-pub async fn now_or_local(endpoints: &[String]) -> Ts {
-    match Cluster::connect(endpoints).await {
+pub async fn now_or_local(endpoints: &[String], security: &Security) -> Ts {
+    match Cluster::connect(endpoints, security).await {
         Ok(cluster) => cluster.now().await.unwrap_or_else(|_| time::local_now()),
         Err(_) => time::local_now(),
+    }
+}
+
+impl From<TlsError> for Failure {
+    fn from(error: TlsError) -> Self {
+        Failure::from_error(Code::BadCertificates, &error)
     }
 }
 

@@ -71,7 +71,7 @@ codes! {
     }
     BadAddress = 1005 {
         title: "An address is not usable",
-        cause: "The text is not `host:port`, with or without `http://`.",
+        cause: "The text is not `host:port`, with or without `http://`; or it begins with `https://` and no certificates are given.",
         effect: "Nothing was done.",
         action: "Give the client URLs of PD as `host:port`, separated by commas."
     }
@@ -99,11 +99,17 @@ codes! {
         effect: "None on any data of the cluster or the archive.",
         action: "Give another directory."
     }
+    BadCertificates = 1010 {
+        title: "The certificates are not usable",
+        cause: "A file cannot be read, is not PEM, holds no certificate or an encrypted key, or the key belongs to another certificate.",
+        effect: "Nothing was done; nothing was spoken in the clear.",
+        action: "Give the CA, the certificate and its key together, all PEM; the key not encrypted and readable for this user."
+    }
     ClusterUnreachable = 1101 {
         title: "The cluster cannot be reached",
         cause: "PD, its etcd or a store does not answer, or has no leader at the moment.",
         effect: "A running sidecar keeps its checkpoint and reads on from it later; a verb did not do its work.",
-        action: "Check the address and the network; try again when the cluster is up."
+        action: "Check the address and the network, and the certificates if the cluster has TLS (`--ca --cert --key`, `[security]`); try again when the cluster is up."
     }
     WrongCluster = 1102 {
         title: "PD belongs to another cluster",

@@ -53,7 +53,7 @@ impl Code {
             | BadTaskName | OutsideWindow | NotProvenEmpty | BadTempDir | TooLittleMemory => {
                 Exit::Usage
             }
-            BadConfig | AdminAddressUnusable => Exit::Config,
+            BadConfig | BadCertificates | AdminAddressUnusable => Exit::Config,
             UnknownCode | StoreNotFound | ObjectNotFound | TaskNotFound | NoBackupMeta
             | NoCheckpoint | KeyNotInLog | UnreferencedLog | OpaqueObject => Exit::NotFound,
             WrongCluster

@@ -141,6 +141,14 @@ impl fmt::Display for Shown {
     }
 }
 
+/// Seconds since 1970 as UTC (RFC 3339).
+pub fn utc_second(seconds: i64) -> String {
+    match Timestamp::from_second(seconds) {
+        Ok(at) => at.to_string(),
+        Err(_) => "beyond the calendar".to_owned(),
+    }
+}
+
 /// `TSO (local; UTC)`, the form of all text output.
 pub fn line(ts: Ts) -> String {
     show(ts).to_string()

@@ -70,6 +70,8 @@ mod surfaces;
 mod system;
 #[path = "it/tasks.rs"]
 mod tasks;
+#[path = "it/tls.rs"]
+mod tls;
 #[path = "it/troubles.rs"]
 mod troubles;
 #[path = "it/whole_way.rs"]

@@ -15,6 +15,7 @@ use tokio::task::JoinHandle;
 use super::driver::{Command, Driver};
 use super::queue::EventQueue;
 use super::{CdcEvent, SubId, Subscription};
+use crate::tls::Security;
 
 /// Commands that may wait for the driver, which never waits for anything else for long.
 const COMMANDS: usize = 4096;
@@ -39,6 +40,8 @@ pub struct CdcOptions {
     pub patience: Duration,
     /// How long a new stream may take to its first event.
     pub first_answer: Duration,
+    /// Certificates, if the store has TLS.
+    pub security: Security,
 }
 
 impl CdcOptions {
@@ -53,6 +56,7 @@ impl CdcOptions {
             prewrite_limit: limit / 4,
             patience: Duration::from_secs(1),
             first_answer: Duration::from_secs(30),
+            security: Security::default(),
         }
     }
 }

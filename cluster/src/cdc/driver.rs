@@ -164,7 +164,8 @@ impl Driver {
         let unknown = |text: String| EndReason::new(EndKind::Stream, text);
         let address = timeout(ASK, self.address.ask()).await;
         let address = address.map_err(|_| unknown("the store's address is not known".into()))?;
-        store_channel(&address).map_err(|error| unknown(format!("store {error}")))
+        let security = &self.options.security;
+        store_channel(security, &address).map_err(|error| unknown(format!("store {error}")))
     }
 
     fn obey(&mut self, command: Command) {

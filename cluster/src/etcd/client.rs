@@ -18,6 +18,8 @@ use super::error::{EtcdError, judge};
 use super::watch::Watcher;
 use crate::backoff::Backoff;
 use crate::net::{normalize, pd_channel};
+use crate::pd::PdClient;
+use crate::tls::Security;
 
 const CALL_TIMEOUT: Duration = Duration::from_secs(3);
 const DEADLINE: Duration = Duration::from_secs(15);
@@ -47,12 +49,21 @@ pub struct TxnOutcome {
 }
 
 impl EtcdClient {
-    /// A client over PD's client URLs. Dials at the first call.
+    /// The etcd inside a cluster's PD, reached as that is. Dials at the first call.
+    pub fn of(pd: &PdClient) -> Result<Arc<EtcdClient>, EtcdError> {
+        EtcdClient::open(&pd.urls(), pd.security())
+    }
+
+    /// A client over PD's client URLs, in plaintext. Dials at the first call.
     pub fn new(endpoints: &[String]) -> Result<Arc<EtcdClient>, EtcdError> {
+        EtcdClient::open(endpoints, &Security::default())
+    }
+
+    fn open(endpoints: &[String], security: &Security) -> Result<Arc<EtcdClient>, EtcdError> {
         let mut members = Vec::new();
         for endpoint in endpoints {
-            let url = normalize(endpoint)?;
-            let channel = pd_channel(&url)?;
+            let url = normalize(security, endpoint)?;
+            let channel = pd_channel(security, &url)?;
             members.push(Member { url, channel });
         }
         Ok(Arc::new(EtcdClient {

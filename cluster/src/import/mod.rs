@@ -242,7 +242,10 @@ fn status_class(status: &Status) -> Class {
         "IncompatibleApiVersion",
     ];
     match status.code() {
-        Code::Unimplemented | Code::InvalidArgument | Code::PermissionDenied => Class::Permanent,
+        Code::Unimplemented
+        | Code::InvalidArgument
+        | Code::PermissionDenied
+        | Code::Unauthenticated => Class::Permanent,
         _ if permanent.iter().any(|name| text.contains(name)) => Class::Permanent,
         _ if text.contains("rescan region later") => Class::Refresh,
         _ => Class::Retry,

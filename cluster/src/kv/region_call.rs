@@ -124,7 +124,7 @@ impl RegionCaller {
                     Some(error) => Err(region_error_text(error)),
                 })
             }
-            Ok(Err(status)) if status.code() == Code::Unimplemented => Err(KvError::Refused {
+            Ok(Err(status)) if is_refused(&status) => Err(KvError::Refused {
                 call,
                 text: describe(&status),
             }),
@@ -142,6 +142,15 @@ impl RegionCaller {
             }
         }
     }
+}
+
+/// The store has no such call, or does not serve us: TiKV answers `UNAUTHENTICATED` when our common
+/// name is not in its `cert-allowed-cn`.
+fn is_refused(status: &Status) -> bool {
+    matches!(
+        status.code(),
+        Code::Unimplemented | Code::Unauthenticated | Code::PermissionDenied
+    )
 }
 
 /// A message above the limit of either side: grpc servers say the first, tonic's decoder the

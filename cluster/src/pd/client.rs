@@ -14,13 +14,14 @@ use tonic::{Response, Status};
 use super::error::{Attempt, PdError, Verdict, judge_header, judge_status};
 use crate::backoff::Backoff;
 use crate::net::{describe, normalize, pd_channel};
+use crate::tls::Security;
 
 /// A page of 1024 regions with many peers passes tonic's 4 MiB default.
 const MAX_MESSAGE: usize = 64 << 20;
 /// Who calls, for PD's metrics.
 const COMPONENT: &str = "tikv-pitr";
 
-/// Time bounds of the client.
+/// Time bounds of the client, and how it connects.
 #[derive(Clone, Debug)]
 pub struct PdOptions {
     /// One attempt of one call.
@@ -29,6 +30,8 @@ pub struct PdOptions {
     pub deadline: Duration,
     /// All attempts of the first connection.
     pub connect_deadline: Duration,
+    /// Certificates, if PD has TLS.
+    pub security: Security,
 }
 
 impl Default for PdOptions {
@@ -37,6 +40,7 @@ impl Default for PdOptions {
             call_timeout: Duration::from_secs(3),
             deadline: Duration::from_secs(15),
             connect_deadline: Duration::from_secs(8),
+            security: Security::default(),
         }
     }
 }
@@ -68,7 +72,7 @@ struct Found {
 }
 
 impl PdClient {
-    /// Connects with the default time bounds: finds the leader and the cluster id.
+    /// Connects in plaintext with the default time bounds: finds the leader and the cluster id.
     pub async fn connect(endpoints: &[String]) -> Result<Arc<PdClient>, PdError> {
         PdClient::connect_with(endpoints, PdOptions::default()).await
     }
@@ -80,12 +84,12 @@ impl PdClient {
     ) -> Result<Arc<PdClient>, PdError> {
         let urls = endpoints
             .iter()
-            .map(|e| normalize(e))
+            .map(|e| normalize(&options.security, e))
             .collect::<Result<Vec<_>, _>>()?;
         let deadline = Instant::now() + options.connect_deadline;
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(1), 1);
         let found = loop {
-            let last = match timeout_at(deadline, discover(&urls, 0, options.call_timeout)).await {
+            let last = match timeout_at(deadline, discover(&urls, 0, &options)).await {
                 Ok(Ok(found)) => break found,
                 Ok(Err(Verdict::Fail(error))) => return Err(error),
                 Ok(Err(Verdict::Rediscover(text) | Verdict::Wait(text))) => text,
@@ -115,6 +119,11 @@ impl PdClient {
     /// The id of the cluster, fixed for the life of the client.
     pub fn cluster_id(&self) -> u64 {
         self.cluster_id
+    }
+
+    /// How it connects, for clients of the same cluster's etcd and stores.
+    pub fn security(&self) -> &Security {
+        &self.options.security
     }
 
     /// The end points given and those that members reported, as URLs.
@@ -225,7 +234,7 @@ impl PdClient {
             }
             state.urls.clone()
         };
-        let found = discover(&urls, self.cluster_id, self.options.call_timeout).await?;
+        let found = discover(&urls, self.cluster_id, &self.options).await?;
         let mut state = self.state.lock();
         state.urls = merge_urls(std::mem::take(&mut state.urls), found.urls);
         state.leader = Some(found.leader.clone());
@@ -263,10 +272,10 @@ fn merge_urls(mut known: Vec<String>, reported: Vec<String>) -> Vec<String> {
 }
 
 /// Asks the members in turn who leads. `expected` 0 accepts any cluster.
-async fn discover(urls: &[String], expected: u64, limit: Duration) -> Result<Found, Verdict> {
+async fn discover(urls: &[String], expected: u64, options: &PdOptions) -> Result<Found, Verdict> {
     let mut last = Verdict::Rediscover("no end point given".to_owned());
     for url in urls {
-        match ask_member(url, expected, limit).await {
+        match ask_member(url, expected, options).await {
             Ok(found) => return Ok(found),
             Err(fail @ Verdict::Fail(PdError::WrongCluster { .. })) => return Err(fail),
             Err(verdict) => last = verdict,
@@ -275,8 +284,10 @@ async fn discover(urls: &[String], expected: u64, limit: Duration) -> Result<Fou
     Err(last)
 }
 
-async fn ask_member(url: &str, expected: u64, limit: Duration) -> Result<Found, Verdict> {
-    let channel = pd_channel(url).map_err(|e| Verdict::Fail(e.into()))?;
+async fn ask_member(url: &str, expected: u64, options: &PdOptions) -> Result<Found, Verdict> {
+    let security = &options.security;
+    let limit = options.call_timeout;
+    let channel = pd_channel(security, url).map_err(|e| Verdict::Fail(e.into()))?;
     let mut stub = Stub::new(channel.clone());
     let attempt = Attempt {
         call: "GetMembers",
@@ -301,16 +312,21 @@ async fn ask_member(url: &str, expected: u64, limit: Duration) -> Result<Found, 
         .members
         .iter()
         .flat_map(|member| &member.client_urls)
-        .filter_map(|u| normalize(u).ok())
+        .filter_map(|u| normalize(security, u).ok())
         .collect();
     let leader_url = answer
         .leader
         .as_ref()
-        .and_then(|leader| leader.client_urls.iter().find_map(|u| normalize(u).ok()))
+        .and_then(|leader| {
+            leader
+                .client_urls
+                .iter()
+                .find_map(|u| normalize(security, u).ok())
+        })
         .ok_or_else(|| Verdict::Rediscover(format!("{url}: PD has no leader now")))?;
     let channel = match leader_url == url {
         true => channel,
-        false => pd_channel(&leader_url).map_err(|e| Verdict::Fail(e.into()))?,
+        false => pd_channel(security, &leader_url).map_err(|e| Verdict::Fail(e.into()))?,
     };
     Ok(Found {
         cluster_id,

@@ -225,6 +225,7 @@ fn quick() -> PdOptions {
         call_timeout: Duration::from_millis(500),
         deadline: Duration::from_millis(1500),
         connect_deadline: Duration::from_millis(500),
+        ..PdOptions::default()
     }
 }
 

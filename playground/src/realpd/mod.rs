@@ -22,7 +22,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pitr_cluster::pd::PdClient;
+use pitr_cluster::pd::{PdClient, PdOptions};
+use pitr_cluster::tls::Security;
 use pitr_format::Ts;
 use pitr_proto::metapb;
 use tokio::runtime::Handle;
@@ -67,6 +68,7 @@ impl RealPd {
     /// `dir` if it was used before. Blocks.
     pub(crate) fn connect(
         urls: &[String],
+        security: &Security,
         dir: &Path,
         stores: usize,
         runtime: Handle,
@@ -74,8 +76,12 @@ impl RealPd {
         let bridge = Bridge::new(runtime);
         let addr = resolve(urls)?;
         let (given, dir) = (urls.to_vec(), dir.to_path_buf());
+        let options = PdOptions {
+            security: security.clone(),
+            ..PdOptions::default()
+        };
         let (client, identity, now) = bridge.wait(async move {
-            let client = PdClient::connect(&given).await?;
+            let client = PdClient::connect_with(&given, options).await?;
             let identity = match Identity::find(&dir, client.cluster_id())? {
                 Some(found) => found,
                 None => {
@@ -111,7 +117,7 @@ impl RealPd {
         self.bridge.wait(async move {
             let replicas = stores.len();
             join::join(&client, stores, region).await?;
-            if let Err(error) = replicas::set(&client.urls(), replicas).await {
+            if let Err(error) = replicas::set(&client.urls(), client.security(), replicas).await {
                 tracing::warn!(error, replicas, "PD keeps its own number of replicas");
             }
             Ok(())
@@ -173,7 +179,8 @@ impl Member {
 /// The first URL as a socket address.
 fn resolve(urls: &[String]) -> Result<SocketAddr, RealPdError> {
     let url = urls.first().map(String::as_str).unwrap_or_default();
-    let bare = url.trim_start_matches("http://").trim_end_matches('/');
+    let bare = url.split_once("://").map_or(url, |(_, host)| host);
+    let bare = bare.trim_end_matches('/');
     let wrong = |reason: String| RealPdError::Address {
         url: url.to_owned(),
         reason,

@@ -9,56 +9,59 @@
 
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use axum::body::{Body, to_bytes};
+use axum::http::header::CONTENT_TYPE;
+use axum::http::{Request, StatusCode};
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::TokioExecutor;
+use pitr_cluster::net::normalize;
+use pitr_cluster::tls::Security;
 use tokio::time::timeout;
 
 /// For one member.
 const LIMIT: Duration = Duration::from_secs(3);
 /// An answer is a line or two.
-const LONGEST_ANSWER: u64 = 64 << 10;
+const LONGEST_ANSWER: usize = 64 << 10;
 
 /// Asks one member after the other until one obeys; any of them passes it on to the leader. The error is
 /// what the last one said.
-pub(super) async fn set(urls: &[String], replicas: usize) -> Result<(), String> {
+pub(super) async fn set(
+    urls: &[String],
+    security: &Security,
+    replicas: usize,
+) -> Result<(), String> {
     let mut last = "PD has no URL".to_owned();
     for url in urls {
-        let asked = timeout(LIMIT, set_at(url, replicas)).await;
-        match asked.unwrap_or_else(|_| Err(format!("{url}: no answer within {LIMIT:?}"))) {
+        let asked = timeout(LIMIT, set_at(url, security, replicas)).await;
+        match asked.unwrap_or_else(|_| Err(format!("no answer within {LIMIT:?}"))) {
             Ok(()) => return Ok(()),
-            Err(error) => last = error,
+            Err(error) => last = format!("{url}: {error}"),
         }
     }
     Err(last)
 }
 
-async fn set_at(url: &str, replicas: usize) -> Result<(), String> {
-    let failed = |error: std::io::Error| format!("{url}: {error}");
-    let host = url.trim_start_matches("http://").trim_end_matches('/');
+async fn set_at(url: &str, security: &Security, replicas: usize) -> Result<(), String> {
+    let url = normalize(security, url).map_err(|error| error.to_string())?;
     let body = format!("{{\"replication.max-replicas\": {replicas}}}");
-    // HTTP/1.0: the answer is one piece and ends with the connection.
-    let request = format!(
-        "POST /pd/api/v1/config HTTP/1.0\r\nHost: {host}\r\nContent-Type: application/json\r\n\
-         Content-Length: {}\r\n\r\n{body}",
-        body.len()
-    );
-    let mut stream = TcpStream::connect(host).await.map_err(failed)?;
-    stream.write_all(request.as_bytes()).await.map_err(failed)?;
-    let mut answer = Vec::new();
-    let mut stream = stream.take(LONGEST_ANSWER);
-    stream.read_to_end(&mut answer).await.map_err(failed)?;
-    let answer = String::from_utf8_lossy(&answer);
-    match answer.split(' ').nth(1) {
-        Some("200") => Ok(()),
-        _ => Err(format!(
-            "{url}: {}",
-            answer.lines().last().unwrap_or("no answer")
-        )),
+    let request = Request::post(format!("{url}/pd/api/v1/config"))
+        .header(CONTENT_TYPE, "application/json")
+        .body(Body::from(body))
+        .map_err(|error| error.to_string())?;
+    let client = Client::builder(TokioExecutor::new()).build(security.http(LIMIT));
+    let answer = client.request(request).await;
+    let answer = answer.map_err(|error| error.to_string())?;
+    if answer.status() == StatusCode::OK {
+        return Ok(());
     }
+    let said = to_bytes(Body::new(answer.into_body()), LONGEST_ANSWER).await;
+    let said = said.map_err(|error| error.to_string())?;
+    Err(String::from_utf8_lossy(&said).into_owned())
 }
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
     use super::*;
@@ -81,7 +84,7 @@ mod tests {
     async fn the_first_member_that_obeys_is_enough_and_a_refusal_is_told_in_its_words() {
         let (sick, _) = member("HTTP/1.0 503 Service Unavailable\r\n\r\nno leader").await;
         let (well, asked) = member("HTTP/1.0 200 OK\r\n\r\n\"The config is updated.\"").await;
-        set(&[sick, well], 3).await.unwrap();
+        set(&[sick, well], &Security::default(), 3).await.unwrap();
         let asked = asked.await.unwrap();
         assert!(asked.starts_with("POST /pd/api/v1/config "), "{asked}");
         assert!(
@@ -89,8 +92,8 @@ mod tests {
             "{asked}"
         );
         let (sick, _) = member("HTTP/1.0 500 Oops\r\n\r\nupdate the rule instead").await;
-        let refused = set(&[sick], 3).await.unwrap_err();
+        let refused = set(&[sick], &Security::default(), 3).await.unwrap_err();
         assert!(refused.ends_with("update the rule instead"), "{refused}");
-        assert!(set(&[], 3).await.is_err());
+        assert!(set(&[], &Security::default(), 3).await.is_err());
     }
 }

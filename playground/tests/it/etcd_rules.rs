@@ -23,13 +23,14 @@ use tonic::transport::Channel;
 
 use super::system::{SELDOM, System};
 
-struct Watching {
+/// A watch of a range.
+pub struct Watching {
     _requests: mpsc::UnboundedSender<WatchRequest>,
     answers: Streaming<WatchResponse>,
 }
 
 impl Watching {
-    async fn start(
+    pub async fn start(
         channel: &Channel,
         prefix: &'static str,
         end: &'static str,
@@ -69,7 +70,7 @@ impl Watching {
             .unwrap()
     }
 
-    async fn events(&mut self, count: usize) -> Vec<Event> {
+    pub async fn events(&mut self, count: usize) -> Vec<Event> {
         let mut events = Vec::new();
         while events.len() < count {
             events.extend(self.next().await.events);

@@ -6,6 +6,7 @@ use std::fmt;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use pitr_cluster::tls::Standing;
 use pitr_coordinator::CoordinatorStatus;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -225,6 +226,30 @@ pub struct SidecarStatus {
     /// Every store of the cluster and its sidecar, as last read from PD.
     #[serde(default)]
     pub stores: Vec<StoreStatus>,
+    /// Our certificate; null without TLS.
+    #[serde(default)]
+    pub certificate: Option<CertificateStatus>,
+}
+
+/// How the certificate stands that this process shows.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct CertificateStatus {
+    /// When it ends (RFC 3339, UTC).
+    pub ends_at: String,
+    /// How often changed files were taken since the start.
+    pub reloads: u64,
+    /// Why the files that are there now are not used; empty when they are.
+    pub problem: String,
+}
+
+impl From<Standing> for CertificateStatus {
+    fn from(standing: Standing) -> Self {
+        CertificateStatus {
+            ends_at: time::utc_second(standing.not_after),
+            reloads: standing.reloads,
+            problem: standing.complaint.unwrap_or_default(),
+        }
+    }
 }
 
 mod as_list {

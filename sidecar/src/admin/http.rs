@@ -11,10 +11,11 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{Html, IntoResponse};
 use axum::routing::get;
+use pitr_cluster::tls::Security;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
-use super::{Board, Metrics, SidecarStatus, log_level, page};
+use super::{Board, CertificateStatus, Metrics, SidecarStatus, log_level, page};
 use crate::config::effective::Setting;
 
 /// What the pages are made of.
@@ -23,6 +24,16 @@ struct Pages {
     board: Arc<Board>,
     metrics: Arc<Metrics>,
     settings: Arc<Vec<Setting>>,
+    security: Security,
+}
+
+impl Pages {
+    fn status(&self) -> SidecarStatus {
+        SidecarStatus {
+            certificate: self.security.standing().map(CertificateStatus::from),
+            ..self.board.snapshot()
+        }
+    }
 }
 
 /// The server; it ends when this is dropped.
@@ -38,9 +49,11 @@ impl AdminServer {
         board: Arc<Board>,
         metrics: Arc<Metrics>,
         settings: Vec<Setting>,
+        security: Security,
     ) -> std::io::Result<Self> {
         let listener = TcpListener::bind(addr).await?;
         let addr = listener.local_addr()?;
+        let listener = security.listen(listener);
         let app = Router::new()
             .route("/", get(human_page))
             .route("/metrics", get(metrics_page))
@@ -53,6 +66,7 @@ impl AdminServer {
                 board,
                 metrics,
                 settings: Arc::new(settings),
+                security,
             });
         let serving = tokio::spawn(async move {
             if let Err(error) = axum::serve(listener, app).await {
@@ -90,11 +104,11 @@ async fn metrics_page(State(pages): State<Pages>) -> impl IntoResponse {
 }
 
 async fn status_page(State(pages): State<Pages>) -> Json<SidecarStatus> {
-    Json(pages.board.snapshot())
+    Json(pages.status())
 }
 
 async fn human_page(State(pages): State<Pages>) -> Html<String> {
-    Html(page::render(&pages.board.snapshot(), &pages.board.health()))
+    Html(page::render(&pages.status(), &pages.board.health()))
 }
 
 async fn health_page(State(pages): State<Pages>) -> (StatusCode, String) {
@@ -151,13 +165,19 @@ mod tests {
     #[tokio::test]
     async fn the_pages_show_metrics_state_and_health() {
         let board = Arc::new(Board::new(std::time::Duration::from_secs(600)));
-        let metrics = Arc::new(Metrics::new().unwrap());
+        let metrics = Arc::new(Metrics::new(Security::default()).unwrap());
         let addr = SocketAddr::from(([127, 0, 0, 1], 0));
         let config = Config::parse("pd-endpoints = [\"http://u:pw@a:1\"]\nstore-id = 1\n").unwrap();
         let settings = effective::of_config(&config);
-        let server = AdminServer::start(addr, board.clone(), metrics.clone(), settings)
-            .await
-            .unwrap();
+        let server = AdminServer::start(
+            addr,
+            board.clone(),
+            metrics.clone(),
+            settings,
+            Security::default(),
+        )
+        .await
+        .unwrap();
         let health = fetch(server.addr(), "/healthz").await;
         assert!(health.starts_with("HTTP/1.1 503"), "{health}");
         assert!(health.contains("waiting for PD"));

@@ -2,6 +2,7 @@
 //! to the sidecar itself. Counters carry no `_total`, as in TiKV's log backup
 //! (tikv/tikv `components/backup-stream/src/metrics.rs`).
 
+use pitr_cluster::tls::Security;
 use pitr_coordinator::CoordinatorStatus;
 use pitr_format::Ts;
 use prometheus::core::Collector as _;
@@ -23,6 +24,15 @@ pub struct Metrics {
     stores: IntGaugeVec,
     gc_margin: IntGaugeVec,
     coordinator: CoordinatorMetrics,
+    certificate: Option<CertificateMetrics>,
+}
+
+/// Our certificate, looked at whenever somebody reads the metrics.
+struct CertificateMetrics {
+    security: Security,
+    ends: IntGauge,
+    reloads: IntGauge,
+    unusable: IntGauge,
 }
 
 /// What only the process that coordinates has values for.
@@ -34,8 +44,8 @@ struct CoordinatorMetrics {
 }
 
 impl Metrics {
-    /// Declares and registers everything.
-    pub fn new() -> prometheus::Result<Self> {
+    /// Declares and registers everything. `security`: whose certificate is shown, if there is one.
+    pub fn new(security: Security) -> prometheus::Result<Self> {
         let registry = Registry::new();
         let enabled = IntCounter::new(
             "tikv_log_backup_enabled",
@@ -84,6 +94,10 @@ impl Metrics {
             stores,
             gc_margin,
             coordinator: CoordinatorMetrics::new(&registry)?,
+            certificate: match security.is_on() {
+                true => Some(CertificateMetrics::new(security, &registry)?),
+                false => None,
+            },
             observer: pitr_observer::Metrics::new(&registry)?,
             metadata_events,
             registry,
@@ -149,6 +163,9 @@ impl Metrics {
 
     /// Everything in Prometheus' text format.
     pub fn text(&self) -> prometheus::Result<String> {
+        if let Some(certificate) = &self.certificate {
+            certificate.look();
+        }
         let mut out = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut out)?;
         String::from_utf8(out).map_err(|error| prometheus::Error::Msg(error.to_string()))
@@ -157,11 +174,7 @@ impl Metrics {
 
 impl CoordinatorMetrics {
     fn new(registry: &Registry) -> prometheus::Result<Self> {
-        let gauge = |name: &str, help: &str| {
-            let gauge = IntGauge::new(name, help)?;
-            registry.register(Box::new(gauge.clone()))?;
-            Ok::<_, prometheus::Error>(gauge)
-        };
+        let gauge = |name, help| gauge(registry, name, help);
         Ok(CoordinatorMetrics {
             leads: gauge(
                 "tikv_pitr_coordinator_leads",
@@ -197,6 +210,44 @@ impl CoordinatorMetrics {
             series.set(progress.global as i64);
         }
     }
+}
+
+impl CertificateMetrics {
+    fn new(security: Security, registry: &Registry) -> prometheus::Result<Self> {
+        Ok(CertificateMetrics {
+            security,
+            ends: gauge(
+                registry,
+                "tikv_pitr_certificate_expiry_timestamp_seconds",
+                "When the certificate that this process shows ends, in seconds since 1970.",
+            )?,
+            reloads: gauge(
+                registry,
+                "tikv_pitr_certificate_reloads",
+                "How often changed certificate files were taken since the start.",
+            )?,
+            unusable: gauge(
+                registry,
+                "tikv_pitr_certificate_files_unusable",
+                "1 while the certificate files that are there cannot be used, and older ones are.",
+            )?,
+        })
+    }
+
+    fn look(&self) {
+        let Some(standing) = self.security.standing() else {
+            return;
+        };
+        self.ends.set(standing.not_after);
+        self.reloads.set(standing.reloads as i64);
+        self.unusable.set(i64::from(standing.complaint.is_some()));
+    }
+}
+
+fn gauge(registry: &Registry, name: &str, help: &str) -> prometheus::Result<IntGauge> {
+    let gauge = IntGauge::new(name, help)?;
+    registry.register(Box::new(gauge.clone()))?;
+    Ok(gauge)
 }
 
 fn gauges(
@@ -239,7 +290,7 @@ mod tests {
 
     #[test]
     fn a_task_that_is_gone_leaves_no_series_and_others_keep_theirs() {
-        let metrics = Metrics::new().unwrap();
+        let metrics = Metrics::new(Security::default()).unwrap();
         for task in ["a", "ab"] {
             metrics.show_regions(task, &[("live", 3), ("lost", 0)]);
             metrics.show_stream(task, &[("queued", 7)]);

@@ -11,6 +11,7 @@ pub mod metrics;
 mod page;
 
 pub use board::{
-    Board, HeldBy, HoldingLock, RegionStatus, SidecarStatus, StreamStatus, TaskState, TaskStatus,
+    Board, CertificateStatus, HeldBy, HoldingLock, RegionStatus, SidecarStatus, StreamStatus,
+    TaskState, TaskStatus,
 };
 pub use metrics::Metrics;

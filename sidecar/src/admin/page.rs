@@ -25,6 +25,16 @@ pub(super) fn render(status: &SidecarStatus, health: &Result<(), String>) -> Str
     row(&mut out, "store", &number(status.store_id));
     let health = health.as_ref().err().map_or("good", String::as_str);
     row(&mut out, "health", health);
+    if let Some(certificate) = &status.certificate {
+        let text = match certificate.problem.is_empty() {
+            true => format!("ends {}", certificate.ends_at),
+            false => format!(
+                "ends {}; changed files are not used: {}",
+                certificate.ends_at, certificate.problem
+            ),
+        };
+        row(&mut out, "certificate", &text);
+    }
     for store in &status.stores {
         let sidecar = store.sidecar.as_ref().map(ToString::to_string);
         let sidecar = sidecar.as_deref().unwrap_or("no sidecar");

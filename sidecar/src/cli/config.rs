@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
+use pitr_cluster::tls::{Security, Standing};
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -12,6 +13,7 @@ use crate::codes::Code;
 use crate::config::effective::{self, Setting, Source};
 use crate::config::{self, Config, ConfigError};
 use crate::failure::{Exit, Failure};
+use crate::time;
 
 /// Arguments of `config check` and `config show`.
 #[derive(Debug, clap::Args)]
@@ -51,9 +53,10 @@ pub(super) struct Shown {
 /// Runs `config check`.
 pub fn check(args: FileArgs) -> Outcome {
     let config = Config::load(&args.config).map_err(|error| bad(&args.config, &error))?;
+    let security = config.security.load()?;
     let report = Checked {
         file: args.config.display().to_string(),
-        warnings: warnings(&config),
+        warnings: warnings(&config, &security),
     };
     args.output.show(&report, || {
         let mut lines = vec![format!("{}: good", report.file)];
@@ -92,13 +95,19 @@ pub(super) fn bad(file: &Path, error: &ConfigError) -> Failure {
     Failure::from_error(Code::BadConfig, error).at(file.display().to_string())
 }
 
-fn warnings(config: &Config) -> Vec<String> {
+fn warnings(config: &Config, security: &Security) -> Vec<String> {
     let mut found = Vec::new();
-    if !config.status_addr.ip().is_loopback() {
+    if !security.is_on() && !config.status_addr.ip().is_loopback() {
         found.push(format!(
             "`status-addr` = {}: everybody who reaches it can read the status and change the log \
              level",
             config.status_addr
+        ));
+    }
+    if let Some(standing) = security.standing().filter(Standing::ends_soon) {
+        found.push(format!(
+            "`security.cert-path`: the certificate ends {}",
+            time::utc_second(standing.not_after)
         ));
     }
     if config.pd_endpoints.len() == 1 {

@@ -7,7 +7,6 @@ use serde::Serialize;
 use super::Outcome;
 use super::args::{OutputArgs, PdArgs};
 use super::log_status::{self, TaskReport};
-use crate::cluster::Cluster;
 use crate::failure::Exit;
 use crate::time;
 
@@ -61,7 +60,7 @@ impl From<TaskReport> for Listed {
 
 /// Runs the verb.
 pub async fn run(args: Args) -> Outcome {
-    let cluster = Cluster::connect(&args.pd.pd).await?;
+    let cluster = args.pd.connect().await?;
     let report = Report {
         cluster_id: cluster.pd.cluster_id(),
         tasks: log_status::tasks(&cluster, &[], None)

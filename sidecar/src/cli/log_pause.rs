@@ -47,7 +47,7 @@ pub(super) struct Report {
 
 /// Runs the verb.
 pub async fn run(args: Args) -> Outcome {
-    let cluster = Cluster::connect(&args.task.pd.pd).await?;
+    let cluster = args.task.pd.connect().await?;
     let name = &args.task.task_name;
     keys::check_name(name)?;
     let standing = Standing::of(&cluster, name).await?;

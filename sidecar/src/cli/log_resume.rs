@@ -10,7 +10,6 @@ use serde::Serialize;
 use super::Outcome;
 use super::args::{OutputArgs, TaskArgs};
 use super::log_pause::Standing;
-use crate::cluster::Cluster;
 use crate::codes::Code;
 use crate::failure::{Exit, Failure};
 use crate::pause::Pause;
@@ -42,7 +41,7 @@ pub(super) struct Report {
 
 /// Runs the verb.
 pub async fn run(args: Args) -> Outcome {
-    let cluster = Cluster::connect(&args.task.pd.pd).await?;
+    let cluster = args.task.pd.connect().await?;
     let name = &args.task.task_name;
     keys::check_name(name)?;
     let standing = Standing::of(&cluster, name).await?;

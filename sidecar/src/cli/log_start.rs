@@ -5,7 +5,6 @@ use serde::Serialize;
 
 use super::args::{OutputArgs, PdArgs, StorageArgs};
 use super::{Outcome, output};
-use crate::cluster::Cluster;
 use crate::codes::Code;
 use crate::failure::{Exit, Failure};
 use crate::ranges::{self, RawRange};
@@ -75,7 +74,7 @@ pub async fn run(args: Args) -> Outcome {
     let refused = |error: TimeError| Failure::from_error(Code::BadTime, &error);
     let start = parse(&args.start_ts).map_err(refused)?;
     let end = parse(&args.end_ts).map_err(refused)?;
-    let cluster = Cluster::connect(&args.pd.pd).await?;
+    let cluster = args.pd.connect().await?;
     let started = start::start(
         &cluster,
         Request {

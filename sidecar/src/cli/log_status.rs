@@ -127,7 +127,7 @@ pub(super) struct LastError {
 
 /// Runs the verb.
 pub async fn run(args: Args) -> Outcome {
-    let cluster = Cluster::connect(&args.pd.pd).await?;
+    let cluster = args.pd.connect().await?;
     let stores = members::stores(&cluster).await?;
     let tasks = tasks(&cluster, &stores, args.task_name.as_deref()).await?;
     let report = Report {

@@ -30,7 +30,7 @@ pub(super) struct Report {
 
 /// Runs the verb.
 pub async fn run(args: Args) -> Outcome {
-    let cluster = Cluster::connect(&args.task.pd.pd).await?;
+    let cluster = args.task.pd.connect().await?;
     cluster.tasks.stop(&args.task.task_name).await?;
     // The sidecars remove theirs when they see the task go; those that do not run cannot.
     let released = safe_points_of(&cluster, &args.task.task_name).await?;

@@ -169,7 +169,7 @@ async fn prepare(args: &Args) -> Result<Option<Ready>, Failure> {
     let env = Env::system(MemoryBudget::new(args.memory.get()));
     let archive = Archive::open(storage::open_existing(&args.storage.storage)?, env).await?;
     let now = match point {
-        Some(Point::Ago(_)) => now_or_local(&args.pd.pd).await,
+        Some(Point::Ago(_)) => now_or_local(&args.pd.pd, &args.pd.security()?).await,
         _ => time::local_now(),
     };
     let restored = restore::restored_ts(&archive, point.as_ref(), now)?;
@@ -178,7 +178,7 @@ async fn prepare(args: &Args) -> Result<Option<Ready>, Failure> {
         show_plan(args, &plan)?;
         return Ok(None);
     }
-    let cluster = Cluster::connect(&args.pd.pd).await?;
+    let cluster = args.pd.connect().await?;
     let source = archive
         .info
         .backup_meta

@@ -98,7 +98,9 @@ pub async fn run(args: Args) -> Outcome {
 /// shown.
 async fn look(args: &Args) -> Result<(Report, Option<Failure>), Failure> {
     let address = args.sidecar.as_deref().unwrap_or(DEFAULT_SIDECAR);
-    let (cluster, page) = tokio::join!(Cluster::connect(&args.pd.pd), client::status(address));
+    let security = args.pd.security()?;
+    let cluster = Cluster::connect(&args.pd.pd, &security);
+    let (cluster, page) = tokio::join!(cluster, client::status(&security, address));
     let cluster = cluster?;
     let cluster_id = cluster.pd.cluster_id();
     let stores = members::stores(&cluster).await?;

@@ -6,7 +6,6 @@ use serde::Serialize;
 
 use super::args::{OutputArgs, PdArgs};
 use super::{Outcome, progress};
-use crate::cluster::Cluster;
 use crate::codes::Code;
 use crate::failure::{Exit, Failure};
 use crate::ranges::{self, RawRange};
@@ -48,7 +47,7 @@ pub async fn run(args: Args) -> Outcome {
     let point = point.map_err(|error| usage(&error))?;
     let wanted = ranges::task_ranges(args.ranges)
         .map_err(|error| Failure::from_error(Code::BadRange, &error))?;
-    let cluster = Cluster::connect(&args.pd.pd).await?;
+    let cluster = args.pd.connect().await?;
     let now = cluster.now().await?;
     let at = point.unwrap_or(Point::Tso(now)).resolve(now, Some(now));
     let at = at.map_err(|error| usage(&error))?;

@@ -22,7 +22,7 @@ pub const KEYS: &[KeyDoc] = &[
         key: "pd-endpoints",
         unit: "list of URLs",
         default: None,
-        doc: "Client URLs of PD, `host:port` or with `http://`. One is enough; more survive the loss of one.",
+        doc: "Client URLs of PD, `host:port`, with or without `http://` or `https://`: whether TLS is spoken is a matter of `security`. One is enough; more survive the loss of one.",
     },
     KeyDoc {
         key: "source",
@@ -155,6 +155,36 @@ pub const KEYS: &[KeyDoc] = &[
         unit: "duration",
         default: Some("10m"),
         doc: "Time between two rounds of GC; at least 1s.",
+    },
+    KeyDoc {
+        key: "security.ca-path",
+        unit: "path",
+        default: None,
+        doc: "The CA of a cluster with TLS (PEM). With it everything is encrypted: PD, the stores, and what this process serves, which then asks for a certificate of the same CA. Changed files are used for new connections, without a restart. Needed with `security.cert-path` and `security.key-path`; without the three nothing is encrypted.",
+    },
+    KeyDoc {
+        key: "security.cert-path",
+        unit: "path",
+        default: None,
+        doc: "Our certificate (PEM), shown to servers and clients. It must name the hosts under which this process is dialled, and its common name must be among the `cert-allowed-cn` of TiKV, where that is set.",
+    },
+    KeyDoc {
+        key: "security.key-path",
+        unit: "path",
+        default: None,
+        doc: "The key of our certificate (PEM, not encrypted).",
+    },
+    KeyDoc {
+        key: "security.cert-allowed-cn",
+        unit: "list of names",
+        default: Some("[]"),
+        doc: "Common names of the clients that this process serves; empty = everyone with a certificate of the CA.",
+    },
+    KeyDoc {
+        key: "security.domain-name",
+        unit: "host name",
+        default: None,
+        doc: "The name that the certificates of PD and the stores have, where it is not the host that is dialled. Certificates are always checked.",
     },
 ];
 

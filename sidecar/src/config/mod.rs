@@ -4,6 +4,7 @@
 pub mod effective;
 mod keys;
 mod schema;
+mod security;
 mod units;
 
 use std::net::SocketAddr;
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 pub use keys::{KEYS, KeyDoc, help};
 pub use schema::schema;
+pub use security::SecurityConfig;
 pub use units::{ByteSize, Span};
 
 /// What `serve` needs to know. Keys, units and defaults: [`KEYS`].
@@ -80,6 +82,9 @@ pub struct Config {
     /// Whether and how the coordinator moves GC.
     #[serde(default)]
     pub gc_driver: GcDriverConfig,
+    /// Certificates of a cluster with TLS.
+    #[serde(default)]
+    pub security: SecurityConfig,
 }
 
 /// Who tails the stores and writes the log.
@@ -299,6 +304,7 @@ impl Config {
             return refuse("pause-lag-limit", value, "at least 1m");
         }
         self.gc_driver.check(&self.log_backup, self.coordinator)?;
+        self.security.check()?;
         if self.memory_budget < ByteSize::mib(32) {
             let value = self.memory_budget.to_string();
             return refuse("memory-budget", value, "at least 32MiB");
@@ -428,6 +434,13 @@ mod tests {
         config.store_status_addr = Some("a:1".to_owned());
         config.log_backup_addr = Some(SocketAddr::from(([127, 0, 0, 1], 1)));
         config.advertise_log_backup_addr = Some("a:2".to_owned());
+        config.security = SecurityConfig {
+            ca_path: Some("/ca".into()),
+            cert_path: Some("/cert".into()),
+            key_path: Some("/key".into()),
+            domain_name: Some("tikv".to_owned()),
+            ..SecurityConfig::default()
+        };
         let written = toml::Table::try_from(&config).unwrap();
         let mut found = Vec::new();
         keys::walk(&written, "", &mut |key, _| found.push(key.to_owned()));

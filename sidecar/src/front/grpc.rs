@@ -10,8 +10,8 @@ use std::time::Duration;
 use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::serve::ListenerExt as _;
 use pitr_cluster::net::{AddressError, store_channel};
+use pitr_cluster::tls::Security;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -52,10 +52,11 @@ impl GrpcFront {
         addr: SocketAddr,
         own: Routes,
         store: Option<&str>,
+        security: &Security,
     ) -> Result<Self, FrontError> {
         let mut router = own.into_axum_router();
         if let Some(store) = store {
-            let relay = axum::routing::any(relay).with_state(store_channel(store)?);
+            let relay = axum::routing::any(relay).with_state(store_channel(security, store)?);
             router = router.fallback_service(relay);
         }
         let listener = TcpListener::bind(addr).await;
@@ -63,10 +64,7 @@ impl GrpcFront {
         let addr = listener
             .local_addr()
             .map_err(|source| FrontError::Listen { addr, source })?;
-        // Flush events are small, and the checkpoint waits for them.
-        let listener = listener.tap_io(|connection| {
-            let _ = connection.set_nodelay(true);
-        });
+        let listener = security.listen(listener);
         let serving = tokio::spawn(async move {
             if let Err(error) = axum::serve(listener, router).await {
                 tracing::error!(%error, "the gRPC server ended");

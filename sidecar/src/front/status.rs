@@ -8,6 +8,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, to_bytes};
@@ -16,16 +17,19 @@ use axum::http::uri::{Authority, PathAndQuery, Scheme};
 use axum::http::{HeaderMap, HeaderName, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
+use pitr_cluster::tls::{Connector, Security};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 use super::exposition;
 use crate::admin::Metrics;
+use crate::failure::chain;
 
 /// Largest page that is changed on its way: TiKV's metrics take some megabytes.
 const PAGE_LIMIT: usize = 64 << 20;
+/// How long a store that cannot be reached is waited for before the caller is told.
+const STORE_WAIT: Duration = Duration::from_secs(5);
 /// Headers that belong to one connection (RFC 9110, section 7.6.1).
 const HOP: [HeaderName; 7] = [
     header::CONNECTION,
@@ -45,25 +49,32 @@ pub struct StatusFront {
 
 struct Front {
     store: Authority,
-    client: Client<HttpConnector, Body>,
+    scheme: Scheme,
+    client: Client<Connector, Body>,
     metrics: Arc<Metrics>,
 }
 
 impl StatusFront {
     /// Listens on `addr` (port 0 = any) for the store whose own status address is `store`
-    /// (`host:port`).
+    /// (`host:port`). Both sides speak TLS, or none does.
     pub async fn start(
         addr: SocketAddr,
         store: Authority,
+        security: &Security,
         metrics: Arc<Metrics>,
     ) -> std::io::Result<Self> {
         let listener = TcpListener::bind(addr).await?;
         let addr = listener.local_addr()?;
         let front = Arc::new(Front {
             store,
-            client: Client::builder(TokioExecutor::new()).build_http(),
+            scheme: match security.is_on() {
+                true => Scheme::HTTPS,
+                false => Scheme::HTTP,
+            },
+            client: Client::builder(TokioExecutor::new()).build(security.http(STORE_WAIT)),
             metrics,
         });
+        let listener = security.listen(listener);
         let app = Router::new().fallback(answer).with_state(front);
         let serving = tokio::spawn(async move {
             if let Err(error) = axum::serve(listener, app).await {
@@ -114,7 +125,7 @@ impl Front {
     async fn pass(&self, mut request: Request) -> Result<Response, String> {
         let path = request.uri().path_and_query().cloned();
         let mut uri = axum::http::uri::Parts::default();
-        uri.scheme = Some(Scheme::HTTP);
+        uri.scheme = Some(self.scheme.clone());
         uri.authority = Some(self.store.clone());
         uri.path_and_query = Some(path.unwrap_or_else(|| PathAndQuery::from_static("/")));
         *request.uri_mut() = Uri::from_parts(uri).map_err(|error| error.to_string())?;
@@ -122,7 +133,7 @@ impl Front {
         headers.remove(header::HOST);
         without_hops(headers);
         let answer = self.client.request(request).await;
-        let mut answer = answer.map_err(|error| in_full(&error))?.map(Body::new);
+        let mut answer = answer.map_err(|error| chain(&error))?.map(Body::new);
         without_hops(answer.headers_mut());
         Ok(answer)
     }
@@ -131,7 +142,7 @@ impl Front {
         let (mut parts, body) = answer.into_parts();
         let bytes = match to_bytes(body, PAGE_LIMIT).await {
             Ok(bytes) => bytes,
-            Err(error) => return bad_gateway(&in_full(&error)),
+            Err(error) => return bad_gateway(&chain(&error)),
         };
         let changed = match page {
             Page::Config => enabled(&bytes),
@@ -179,16 +190,4 @@ fn without_hops(headers: &mut HeaderMap) {
 fn bad_gateway(reason: &str) -> Response {
     let text = format!("the store behind this front: {reason}\n");
     (StatusCode::BAD_GATEWAY, text).into_response()
-}
-
-/// An error with its causes: hyper's own text leaves out the system's.
-fn in_full(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        next = cause.source();
-    }
-    text
 }

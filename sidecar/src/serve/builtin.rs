@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pitr_cluster::tasks::{Task, TaskError, TaskEvent};
+use pitr_cluster::tls::Security;
 use pitr_format::Ts;
 use pitr_observer::TaskStatus as MetricStatus;
 use tokio::sync::watch;
@@ -33,12 +34,13 @@ const NO_STORE: u64 = 0;
 /// Coordinates until `stop` turns true.
 pub(super) async fn serve(
     config: &Config,
+    security: &Security,
     board: Arc<Board>,
     metrics: Arc<Metrics>,
     stop: &mut watch::Receiver<bool>,
 ) -> Result<(), Failure> {
     let cluster = tokio::select! {
-        connected = Cluster::connect(&config.pd_endpoints) => connected?,
+        connected = Cluster::connect(&config.pd_endpoints, security) => connected?,
         () = stopped(stop) => return Ok(()),
     };
     let daemon = uuid::Uuid::new_v4().to_string();

@@ -95,10 +95,13 @@ impl Following {
     fn follow(&mut self, store: u64, address: String) {
         let frontier = self.frontier.clone();
         let options = TrackerOptions {
-            cdc: CdcOptions::new(
-                self.context.env.budget.clone(),
-                self.context.env.spill.clone(),
-            ),
+            cdc: CdcOptions {
+                security: self.context.cluster.pd.security().clone(),
+                ..CdcOptions::new(
+                    self.context.env.budget.clone(),
+                    self.context.env.spill.clone(),
+                )
+            },
             first_sub: self.begun * NAMES + 1,
             ..TrackerOptions::new(
                 store,

@@ -29,6 +29,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use pitr_cluster::tasks::{Task, TaskEvent};
+use pitr_cluster::tls::Security;
 use pitr_observer::Env;
 use pitr_observer::metrics::TaskStatus as MetricStatus;
 use pitr_proto::backup::StreamBackupTaskInfo;
@@ -100,20 +101,22 @@ pub async fn serve_with(
     open_storage: OpenStorage,
 ) -> Result<(), Failure> {
     let board = Arc::new(Board::new(config.lag_limit.get()));
-    let metrics = Metrics::new().map_err(|error| Failure::from_error(Code::Internal, &error))?;
+    let security = config.security.load()?;
+    let metrics = Metrics::new(security.clone())
+        .map_err(|error| Failure::from_error(Code::Internal, &error))?;
     let metrics = Arc::new(metrics);
-    let admin = admin(&config, &board, &metrics).await?;
+    let admin = admin(&config, &security, &board, &metrics).await?;
     if config.source == Source::Builtin {
-        return builtin::serve(&config, board, metrics, &mut stop).await;
+        return builtin::serve(&config, &security, board, metrics, &mut stop).await;
     }
-    let _front = front(&config, &metrics).await?;
+    let _front = front(&config, &security, &metrics).await?;
     let tables = Arc::new(FlushTables::default());
     let orders = Arc::new(FlushOrders::default());
     let connect = async {
-        let cluster = Cluster::connect(&config.pd_endpoints).await?;
+        let cluster = Cluster::connect(&config.pd_endpoints, &security).await?;
         let store = store::resolve(&cluster, &config).await?;
         let env = memory::environment(&config, store.id, metrics.observer.clone())?;
-        let front = log_backup(&config, &store.address, &tables, &orders).await?;
+        let front = log_backup(&config, &cluster, &store.address, &tables, &orders).await?;
         let me = introduce(&config, &store.address, admin.addr(), front.addr());
         let daemon = me.daemon.clone();
         board.update(|page| page.daemon.clone_from(&daemon));
@@ -167,13 +170,15 @@ pub async fn serve_with(
 
 async fn admin(
     config: &Config,
+    security: &Security,
     board: &Arc<Board>,
     metrics: &Arc<Metrics>,
 ) -> Result<AdminServer, Failure> {
     let settings = effective::of_config(config);
-    let started = AdminServer::start(config.status_addr, board.clone(), metrics.clone(), settings);
+    let (addr, security) = (config.status_addr, security.clone());
+    let started = AdminServer::start(addr, board.clone(), metrics.clone(), settings, security);
     let admin = started.await;
-    let admin = admin.map_err(|error| bind_failure("admin HTTP", config.status_addr, &error))?;
+    let admin = admin.map_err(|error| bind_failure("admin HTTP", addr, &error))?;
     tracing::info!(addr = %admin.addr(), "admin HTTP is up");
     Ok(admin)
 }
@@ -181,6 +186,7 @@ async fn admin(
 /// The log backup service; every other service of the store is relayed to it.
 async fn log_backup(
     config: &Config,
+    cluster: &Cluster,
     store_address: &str,
     tables: &Arc<FlushTables>,
     orders: &Arc<FlushOrders>,
@@ -198,7 +204,7 @@ async fn log_backup(
             ));
     }
     let routes = LogBackupService::routes(tables.clone(), orders.clone());
-    let front = GrpcFront::start(addr, routes, Some(store_address)).await;
+    let front = GrpcFront::start(addr, routes, Some(store_address), cluster.pd.security()).await;
     front.map_err(|error| match error {
         FrontError::Listen { addr, source } => {
             bind_failure("the log backup service", addr, &source)
@@ -241,14 +247,18 @@ fn advertised(told: Option<&str>, store_address: &str, bound: SocketAddr) -> Str
 }
 
 /// The front of the store's status address, if one is wanted.
-async fn front(config: &Config, metrics: &Arc<Metrics>) -> Result<Option<StatusFront>, Failure> {
+async fn front(
+    config: &Config,
+    security: &Security,
+    metrics: &Arc<Metrics>,
+) -> Result<Option<StatusFront>, Failure> {
     let (Some(addr), Some(store)) = (config.front_status_addr, &config.store_status_addr) else {
         return Ok(None);
     };
     let store = store
         .parse()
         .map_err(|error| Failure::from_error(Code::BadConfig, &error))?;
-    let front = StatusFront::start(addr, store, metrics.clone()).await;
+    let front = StatusFront::start(addr, store, security, metrics.clone()).await;
     let front = front.map_err(|error| bind_failure("the status front", addr, &error))?;
     tracing::info!(addr = %front.addr(), "the front of the store's status address is up");
     Ok(Some(front))

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use axum::Router;
 use axum::http::{HeaderMap, Method, Uri};
 use bytes::Bytes;
+use pitr_cluster::tls::Security;
 use pitr_proto::cdcpb::change_data_client::ChangeDataClient;
 use pitr_proto::cdcpb::{ChangeDataRequest, event};
 use pitr_proto::kvrpcpb::{GetRequest, Op};
@@ -43,7 +44,7 @@ async fn front(store: Option<&str>) -> GrpcFront {
     reporter
         .set_service_status("ours", tonic_health::ServingStatus::Serving)
         .await;
-    GrpcFront::start(anywhere(), Routes::new(health), store)
+    GrpcFront::start(anywhere(), Routes::new(health), store, &Security::default())
         .await
         .unwrap()
 }
@@ -219,9 +220,9 @@ async fn echo() -> SocketAddr {
 }
 
 async fn status_front(store: SocketAddr) -> StatusFront {
-    let metrics = Arc::new(Metrics::new().unwrap());
+    let metrics = Arc::new(Metrics::new(Security::default()).unwrap());
     let store = store.to_string().parse().unwrap();
-    StatusFront::start(anywhere(), store, metrics)
+    StatusFront::start(anywhere(), store, &Security::default(), metrics)
         .await
         .unwrap()
 }

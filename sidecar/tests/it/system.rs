@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use pitr_cluster::pd::{PdClient, PdOptions, Region};
 use pitr_cluster::stores::StoreChannels;
+use pitr_cluster::tls::{Security, TlsConfig};
 use pitr_format::{EncodedKey, EncodedRange, Ts};
 use pitr_playground::{Playground, PlaygroundConfig};
 use pitr_proto::errorpb;
@@ -30,6 +31,9 @@ pub struct Cluster {
     pub playground: Playground,
     /// URLs of the real PD, if the store is at one.
     real_pd: Vec<String>,
+    /// What its clients and sidecars show, where it has TLS.
+    pub tls: Option<TlsConfig>,
+    config: PlaygroundConfig,
     _dir: TempDir,
 }
 
@@ -53,10 +57,22 @@ impl Cluster {
         change(&mut config);
         let real_pd = config.real_pd.clone();
         Cluster {
-            playground: Playground::start(config).unwrap(),
+            playground: Playground::start(config.clone()).unwrap(),
+            config,
             real_pd,
+            tls: None,
             _dir: dir,
         }
+    }
+
+    /// The same data at the same addresses, served anew in another way.
+    pub fn again_with(mut self, change: impl FnOnce(&mut PlaygroundConfig)) -> Self {
+        self.config.pd_addr = self.playground.pd_addr();
+        self.config.store_addr = self.playground.store_addr();
+        change(&mut self.config);
+        self.playground.shutdown();
+        self.playground = Playground::start(self.config.clone()).unwrap();
+        self
     }
 
     /// Every end point of PD.
@@ -74,9 +90,25 @@ impl Cluster {
     /// Runs a verb that takes `-u`.
     pub fn run(&self, args: &[&str]) -> Ran {
         let pd = self.pd();
+        let files = self.tls.iter().flat_map(|tls| {
+            let show = |path: &Path| path.display().to_string();
+            [
+                ("--ca", show(&tls.ca_path)),
+                ("--cert", show(&tls.cert_path)),
+                ("--key", show(&tls.key_path)),
+            ]
+        });
+        let files: Vec<_> = files.collect();
         let mut all = args.to_vec();
         all.extend(["-u", &pd]);
+        all.extend(files.iter().flat_map(|(flag, path)| [*flag, path]));
         tikv_pitr(&all)
+    }
+
+    /// How its clients connect.
+    pub fn security(&self) -> Security {
+        let loaded = self.tls.clone().map(Security::load);
+        loaded.transpose().unwrap().unwrap_or_default()
     }
 
     pub fn log_start(&self, archive: &str) -> Ran {
@@ -135,6 +167,7 @@ impl Client {
         // Longer than any election: a client that writes through one must not give up.
         let options = PdOptions {
             deadline: PATIENCE,
+            security: cluster.security(),
             ..PdOptions::default()
         };
         let pd = runtime
@@ -342,6 +375,14 @@ fn context(region: &Region) -> Context {
     }
 }
 
+/// The table of a configuration that names certificates.
+fn section(tls: &TlsConfig) -> String {
+    format!(
+        "[security]\nca-path = {:?}\ncert-path = {:?}\nkey-path = {:?}\ncert-allowed-cn = {:?}\n",
+        tls.ca_path, tls.cert_path, tls.key_path, tls.cert_allowed_cn
+    )
+}
+
 /// Where a sidecar's stderr goes, beside its configuration.
 const LOG: &str = "stderr.log";
 
@@ -410,8 +451,9 @@ impl Sidecar {
         let store = store.map_or(String::new(), |at| format!("store-address = \"{at}\"\n"));
         let text = format!(
             "pd-endpoints = {:?}\n{store}status-addr = \"{free}\"\n\
-             {lines}\n[log-backup]\nmax-flush-interval = \"{every}\"\n",
+             {lines}\n[log-backup]\nmax-flush-interval = \"{every}\"\n{}",
             cluster.pds(),
+            cluster.tls.as_ref().map(section).unwrap_or_default(),
         );
         std::fs::write(&config, text).unwrap();
         Sidecar {

@@ -3,6 +3,7 @@
 //!
 //! Without a built pd-server these tests say so and are left out; in CI that is a failure.
 
+mod certificates;
 mod load;
 mod published;
 
