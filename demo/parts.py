@@ -87,22 +87,24 @@ def end(process, sig):
 
 
 class RealPd:
-    """A pd-server of one member, as `make interop-build` made it."""
+    """A pd-server of one member, as `make interop-build` made it; `security` as in interop/certificates."""
 
-    def __init__(self, place, name):
-        self.place, self.name = place, f"{name}-pd"
+    def __init__(self, place, name, security=None):
+        self.place, self.name, self.security = place, f"{name}-pd", security
+        self.scheme = security.scheme if security else "http"
         self.client, self.peer = free_port(), free_port()
         self.addr = f"127.0.0.1:{self.client}"
         self.data = place.path(self.name)
 
     def start(self):
         program = self.place.run(ROOT / "scripts" / "interop", "path", "pd").strip()
-        client, peer = f"http://{self.addr}", f"http://127.0.0.1:{self.peer}"
+        client, peer = f"{self.scheme}://{self.addr}", f"{self.scheme}://127.0.0.1:{self.peer}"
         self.process = self.place.spawn(
             self.name, program, f"--name={self.name}", f"--data-dir={self.data}",
             f"--client-urls={client}", f"--advertise-client-urls={client}",
             f"--peer-urls={peer}", f"--advertise-peer-urls={peer}",
             f"--initial-cluster={self.name}={peer}",
+            *(self.security.pd_flags if self.security else []),
         )
         wait_until(f"PD {self.name} is healthy", 60, self.healthy)
         return self
@@ -111,7 +113,9 @@ class RealPd:
         if self.process.poll() is not None:
             raise Failure(f"PD {self.name} ended; see {self.place.path(self.name)}.log")
         try:
-            with urllib.request.urlopen(f"http://{self.addr}/pd/api/v1/health", timeout=2) as r:
+            url = f"{self.scheme}://{self.addr}/pd/api/v1/health"
+            context = self.security.context if self.security else None
+            with urllib.request.urlopen(url, timeout=2, context=context) as r:
                 return all(member["health"] for member in json.load(r))
         except OSError:
             return False
@@ -248,9 +252,9 @@ class Sidecar:
 class Volume:
     """A JuiceFS volume whose metadata is in a cluster."""
 
-    def __init__(self, place, cluster, name):
+    def __init__(self, place, cluster, name, query=""):
         self.place, self.name = place, name
-        self.url = f"tikv://{cluster.pd}/{name}"
+        self.url = f"tikv://{cluster.pd}/{name}{query}"
 
     def juicefs(self, *args):
         return self.place.run(JUICEFS, *args, timeout=300)

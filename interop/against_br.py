@@ -9,6 +9,7 @@ import tempfile
 import threading
 import unittest
 
+from certificates import Plain, Tls
 from fleet import Fleet
 from parts import Cluster, Volume, Workplace, end, wait_until
 from peers import Br, Minio, program
@@ -31,12 +32,12 @@ class WithBr(unittest.TestCase):
         else:
             print(f"  logs and data are in {self.place.folder}", flush=True)
 
-    def start(self, lines="", flush="1s"):
-        self.fleet = Fleet(self.place, 3, flush=flush, lines=lines).start()
+    def start(self, lines="", flush="1s", security=Plain):
+        self.fleet = Fleet(self.place, 3, flush=flush, lines=lines, security=security).start()
         self.addCleanup(self.fleet.stop)
-        self.br = Br(self.place, self.fleet.pd)
+        self.br = Br(self.place, self.fleet.pd, security)
         # br registers the keys of TiDB, [m, n) and [t, u).
-        self.volume = Volume(self.place, self.fleet, "tvol")
+        self.volume = Volume(self.place, self.fleet, "tvol", security.query)
 
     def checkpoint(self):
         return self.br.status(TASK)["checkpoint"]
@@ -59,6 +60,11 @@ class Life(WithBr):
         minio = Minio(self.place).start()
         self.start()
         self.life(minio.br_flags("pitr/br"), minio.url("pitr/br"))
+
+    def test_a_task_lives_from_start_to_stop_where_everything_speaks_tls(self):
+        self.start(security=Tls(self.place))
+        archive = self.place.path("archive")
+        self.life(["--storage", f"local://{archive}"], f"local://{archive}")
 
     def life(self, storage, url):
         br, fleet = self.br, self.fleet

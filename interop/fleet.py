@@ -7,21 +7,23 @@ import signal
 import urllib.error
 import urllib.request
 
+from certificates import Plain
 from parts import TARGET, Failure, RealPd, end, free_port, wait_until
 
 
-def http(url, method="GET", timeout=5):
+def http(url, method="GET", timeout=5, context=None):
     request = urllib.request.Request(url, method=method)
-    with urllib.request.urlopen(request, timeout=timeout) as answer:
+    with urllib.request.urlopen(request, timeout=timeout, context=context) as answer:
         return answer.read().decode()
 
 
 class Fleet:
     """PD, stores and sidecars; `sidecars` by position, as the stores."""
 
-    def __init__(self, place, stores=3, flush="1s", fronts=True, lines=""):
+    def __init__(self, place, stores=3, flush="1s", fronts=True, lines="", security=Plain):
         self.place, self.count, self.flush, self.lines = place, stores, flush, lines
-        self.pd_server = RealPd(place, "fleet")
+        self.security = security
+        self.pd_server = RealPd(place, "fleet", security)
         self.pd = self.pd_server.addr
         self.data = place.path("stores")
         self.fronts = [f"127.0.0.1:{free_port()}" for _ in range(stores)] if fronts else []
@@ -45,8 +47,9 @@ class Fleet:
         seen = log.stat().st_size if log.exists() else 0
         self.playground = self.place.spawn(
             "stores", TARGET / "tikv-pitr-playground", "--data-dir", self.data,
-            "--pd", f"http://{self.pd}", "--stores", self.count, "--store-addr", "127.0.0.1:0",
+            "--pd", f"{self.security.scheme}://{self.pd}", "--stores", self.count, "--store-addr", "127.0.0.1:0",
             "--status-addr", "127.0.0.1:0", "--admin-addr", "127.0.0.1:0", *advertised,
+            *self.security.playground_flags,
         )
 
         def announced():
@@ -71,7 +74,7 @@ class Fleet:
         config.write_text(
             f'pd-endpoints = ["{self.pd}"]\nstore-id = {store["id"]}\n'
             f'status-addr = "{self.status[at]}"\n{fronts}{self.lines}\n'
-            f'[log-backup]\nmax-flush-interval = "{self.flush}"\n'
+            f'[log-backup]\nmax-flush-interval = "{self.flush}"\n{self.security.section}'
         )
         self.sidecars[at] = self.place.spawn(
             f"sidecar-{at}", TARGET / "tikv-pitr", "serve", "--config", config
@@ -89,7 +92,8 @@ class Fleet:
     def page(self, at):
         """status.json of a sidecar; None while it does not answer."""
         try:
-            return json.loads(http(f"http://{self.status[at]}/status.json", timeout=2))
+            url = f"{self.security.scheme}://{self.status[at]}/status.json"
+            return json.loads(http(url, timeout=2, context=self.security.context))
         except (OSError, urllib.error.URLError, ValueError):
             return None
 
@@ -105,7 +109,7 @@ class Fleet:
 
     def verb(self, *args):
         """A verb that takes `-u` and `--json`."""
-        return json.loads(self.place.tikv_pitr(*args, "-u", self.pd, "--json"))
+        return json.loads(self.place.tikv_pitr(*args, "-u", self.pd, "--json", *self.security.flags))
 
     def now(self):
         return self.verb("log", "status")["now"]
@@ -123,12 +127,14 @@ class Fleet:
 
     def front(self, at, path):
         """A page of a store as stock tools see it."""
-        return http(f"http://{self.fronts[at]}{path}")
+        url = f"{self.security.scheme}://{self.fronts[at]}{path}"
+        return http(url, context=self.security.context)
 
     def etcd(self, call, body):
         """A call of PD's etcd through its JSON gateway."""
-        request = urllib.request.Request(f"http://{self.pd}/v3/{call}", json.dumps(body).encode())
-        with urllib.request.urlopen(request, timeout=5) as answer:
+        url = f"{self.security.scheme}://{self.pd}/v3/{call}"
+        request = urllib.request.Request(url, json.dumps(body).encode())
+        with urllib.request.urlopen(request, timeout=5, context=self.security.context) as answer:
             return json.load(answer)
 
     def etcd_keys(self, prefix):

@@ -6,6 +6,7 @@ import subprocess
 import unittest
 import urllib.request
 
+from certificates import Plain
 from parts import ROOT, Failure, free_port, wait_until
 
 
@@ -66,8 +67,9 @@ class Minio:
 class Br:
     """BR as its operators call it: with every check that it makes."""
 
-    def __init__(self, place, pd):
+    def __init__(self, place, pd, security=Plain):
         self.program, self.place, self.pd = program("br"), place, pd
+        self.security = security
         self.calls = 0
 
     def command(self, *args):
@@ -77,7 +79,7 @@ class Br:
 
     def run(self, *args, pd=True):
         """Runs a verb to its end; what it printed."""
-        target = ["-u", self.pd] if pd else []
+        target = ["-u", self.pd, *self.security.flags] if pd else []
         environment = {
             **os.environ, "AWS_ACCESS_KEY_ID": Minio.KEY, "AWS_SECRET_ACCESS_KEY": Minio.KEY,
         }
