@@ -11,6 +11,7 @@ use pitr_proto::kvrpcpb::ScanLockRequest;
 use crate::pauses::Keys;
 use crate::pd_servers::PdServers;
 use crate::system::{Client, Cluster, Sidecar, Storage, load, wait_until};
+use crate::troubles::assert_restores;
 
 const MINUTE: u64 = 60_000;
 const HOUR: Duration = Duration::from_secs(3600);
@@ -111,6 +112,33 @@ fn where_pd_has_gc_states_nobody_moves_gc_past_a_checkpoint() {
     let late = client.ask(|pd| async move { pd.hold_gc("late", HOUR, Ts::new(1)).await });
     assert_eq!(late.unwrap(), floor);
     sidecar.stop();
+}
+
+#[test]
+fn a_pd_that_is_upgraded_and_rolled_back_under_a_sidecar_holds_gc_all_the_time() {
+    let (mut cluster, archive) = (Cluster::start(), Storage::new());
+    cluster.log_start(&archive.url()).json();
+    let sidecar = Sidecar::start(&cluster);
+    for (round, has_gc_states) in [false, true, false].into_iter().enumerate() {
+        if round > 0 {
+            cluster = cluster.again_with(|config| config.gc_states = has_gc_states);
+        }
+        let client = Client::of(&cluster);
+        client.write(&load(round));
+        cluster.wait_checkpoint(client.now());
+        // Whoever drives GC asks PD how far it may go: by the txn safe point, or by the smallest service
+        // safepoint.
+        let now = client.now();
+        let floor = client.ask(|pd| async move { pd.raise_txn_safe_point(now).await.unwrap() });
+        let checkpoint = cluster.log_status()["tasks"][0]["checkpoint"].as_u64();
+        assert!(floor.get() < checkpoint.unwrap(), "{floor} {checkpoint:?}");
+        let kind = client.ask(|pd| async move { pd.gc_state().await });
+        assert_eq!(kind.unwrap().is_some(), has_gc_states);
+    }
+    let said = sidecar.page("/status.json");
+    assert!(!said.contains("\"gap\":true"), "{said}");
+    sidecar.stop();
+    assert_restores(&cluster, &archive, &Cluster::start());
 }
 
 #[test]
