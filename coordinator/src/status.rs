@@ -24,7 +24,8 @@ pub struct CoordinatorStatus {
 pub struct GcRound {
     /// Where the GC safepoint stands after it; 0 if that is not known.
     pub safe_point: u64,
-    /// How far it would have gone if nothing held it.
+    /// Where it was to go: the life time before now, or the smallest checkpoint of a task where that is
+    /// less. Service safepoints and barriers of others may end it earlier.
     pub target: u64,
     /// Why GC was not moved, if it was not; empty otherwise.
     pub trouble: String,

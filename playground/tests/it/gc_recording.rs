@@ -18,6 +18,7 @@ use tonic::{Code, Response, Status};
 
 use crate::it::pd_servers::PdServers;
 use crate::it::real_pd::answer::Asked;
+use crate::it::real_pd::assert_same;
 
 /// The keyspace of a cluster that has none.
 const NULL_KEYSPACE: u32 = u32::MAX;
@@ -323,18 +324,6 @@ async fn old_gc_safe_points(script: &mut Script) {
     }
     script.gc_safe_point().await;
     script.state("at the end").await;
-}
-
-/// Step by step, so that a failure names the call.
-fn assert_same(recorded: &[Value], found: &[Value]) {
-    let differences: Vec<String> = recorded
-        .iter()
-        .zip(found)
-        .filter(|(recorded, found)| recorded != found)
-        .map(|(recorded, found)| format!("recorded {recorded}\n   found {found}"))
-        .collect();
-    assert!(differences.is_empty(), "\n{}", differences.join("\n"));
-    assert_eq!(recorded.len(), found.len());
 }
 
 /// Puts a store that exists in PD only, so that PD counts as bootstrapped; the cluster's id.

@@ -35,8 +35,7 @@ async fn ask(url: String, cluster_id: u64, own: bool) -> Vec<Value> {
 }
 
 /// Step by step, so that a failure names the call.
-fn assert_same(found: &[Value]) {
-    let recorded = recorded();
+pub fn assert_same(recorded: &[Value], found: &[Value]) {
     let differences: Vec<String> = recorded
         .iter()
         .zip(found)
@@ -58,7 +57,7 @@ async fn the_playgrounds_pd_answers_as_a_real_one_did() {
     let dir = tempfile::tempdir().unwrap();
     let playground = Playground::start(PlaygroundConfig::new(dir.path())).unwrap();
     let url = format!("http://{}", playground.pd_addr());
-    assert_same(&ask(url, playground.cluster_id(), true).await);
+    assert_same(&recorded(), &ask(url, playground.cluster_id(), true).await);
     end(playground).await;
 }
 
@@ -78,7 +77,7 @@ async fn a_real_pd_answers_as_it_was_recorded() {
             std::fs::create_dir_all(file().parent().unwrap()).unwrap();
             std::fs::write(file(), format!("[\n{}\n]\n", lines.join(",\n"))).unwrap();
         }
-        None => assert_same(&found),
+        None => assert_same(&recorded(), &found),
     }
     end(playground).await;
 }
