@@ -4,6 +4,7 @@ use pitr_format::{Ts, checkpoint_ts, object_name};
 
 use crate::archives::GoldenArchive;
 use crate::command::tikv_pitr;
+use crate::pauses::Keys;
 use crate::system::{Client, Cluster, Sidecar, Storage};
 
 #[test]
@@ -17,6 +18,20 @@ fn a_second_task_and_another_clusters_archive_are_refused() {
         .fails_with(11, &["belongs to cluster", "nothing was written"]);
     one.run(&["log", "stop", "--task-name", "u"])
         .fails_with(10, &["\"u\""]);
+}
+
+#[test]
+fn no_log_is_started_while_an_import_or_a_restore_has_registered_itself() {
+    let (cluster, archive) = (Cluster::start(), Storage::new());
+    let keys = Keys::of(&cluster);
+    let import = "/tidb/brie/import/restore/br-1";
+    keys.put(import.to_owned(), Vec::new());
+    cluster
+        .log_start(&archive.url())
+        .fails_with(11, &["PITR1308", import, "would not be in the log"]);
+    assert!(keys.list("/tidb/br-stream/info").is_empty());
+    keys.delete(import);
+    cluster.log_start(&archive.url()).json();
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use pitr_cluster::tasks::keys;
 use pitr_format::{EncodedKey, Ts};
 use pitr_proto::pdpb::pd_client::PdClient as PdStub;
 use pitr_proto::pdpb::{RequestHeader, SplitRegionsRequest, UpdateGcSafePointRequest};
@@ -11,6 +12,7 @@ use pitr_storage::fault::{FaultPlan, FaultyStorage, When};
 use tokio::runtime::Runtime;
 
 use crate::command::tikv_pitr;
+use crate::pauses::Keys;
 use crate::system::{Client, Cluster, Sidecar, Storage, load, wait_until};
 
 /// Restores the whole archive into a new cluster and compares it with the source.
@@ -97,6 +99,28 @@ fn history_that_gc_removed_is_a_gap_that_everybody_sees() {
     assert!(
         bound["max"]["tso"].as_u64().unwrap() < passed.get(),
         "{bound}"
+    );
+    sidecar.stop();
+}
+
+#[test]
+fn a_pd_whose_clock_fell_behind_the_checkpoint_is_told_and_nothing_is_published() {
+    let (source, archive) = (Cluster::start(), Storage::new());
+    source.log_start(&archive.url()).json();
+    let client = Client::of(&source);
+    let began = client.now();
+    // As after a restore of PD from a backup of its data: ts that were given are given again.
+    let ahead = Ts::compose(began.physical_ms() + 600_000, 0);
+    let key = keys::global_checkpoint("t");
+    Keys::of(&source).put(key, ahead.get().to_be_bytes().to_vec());
+    let sidecar = Sidecar::start(&source);
+    sidecar.wait_status("PD's clock is behind the checkpoint");
+    client.write(&load(1));
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    let written = tikv_pitr(&["archive", "ls", "-s", &archive.url()]).stdout;
+    assert!(
+        !written.contains(".ts") && !written.contains(".meta"),
+        "{written}"
     );
     sidecar.stop();
 }
