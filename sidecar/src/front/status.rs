@@ -14,7 +14,7 @@ use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::extract::{Request, State};
 use axum::http::uri::{Authority, PathAndQuery, Scheme};
-use axum::http::{HeaderMap, HeaderName, Method, StatusCode, Uri, header};
+use axum::http::{HeaderMap, HeaderName, Method, StatusCode, Uri, Version, header};
 use axum::response::{IntoResponse, Response};
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
@@ -129,6 +129,8 @@ impl Front {
         uri.authority = Some(self.store.clone());
         uri.path_and_query = Some(path.unwrap_or_else(|| PathAndQuery::from_static("/")));
         *request.uri_mut() = Uri::from_parts(uri).map_err(|error| error.to_string())?;
+        // Over TLS, stock clients speak HTTP/2 with us; the store's status is HTTP/1.1.
+        *request.version_mut() = Version::HTTP_11;
         let headers = request.headers_mut();
         headers.remove(header::HOST);
         without_hops(headers);

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
-use axum::http::{HeaderMap, Method, Uri};
+use axum::body::{Body, to_bytes};
+use axum::http::{HeaderMap, Method, Request, Uri};
 use bytes::Bytes;
 use pitr_cluster::tls::Security;
 use pitr_proto::cdcpb::change_data_client::ChangeDataClient;
@@ -24,6 +25,7 @@ use tonic::service::Routes;
 use tonic::transport::Channel;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
+use tower::{Service as _, ServiceExt as _};
 
 use crate::system::{Client, Cluster};
 
@@ -266,6 +268,20 @@ async fn every_other_request_reaches_the_store_as_it_was_sent() {
         "{told}"
     );
     assert!(!told.contains("\"connection\""), "{told}");
+}
+
+#[tokio::test]
+async fn a_client_that_speaks_http_2_as_go_does_over_tls_is_served_too() {
+    let front = status_front(echo().await).await;
+    let mut http2 = channel(front.addr()).await;
+    for (page, holds) in [("/config", "\"enable\": true"), ("/any", "GET /any")] {
+        let request = Request::get(page).body(tonic::body::Body::empty()).unwrap();
+        let answer = http2.ready().await.unwrap().call(request).await.unwrap();
+        assert_eq!(answer.status(), 200);
+        let body = to_bytes(Body::new(answer.into_body()), 1 << 20).await;
+        let text = String::from_utf8(body.unwrap().to_vec()).unwrap();
+        assert!(text.contains(holds), "{text}");
+    }
 }
 
 #[tokio::test]
