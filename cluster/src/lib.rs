@@ -5,7 +5,8 @@
 //! subscribed through [`cdc`], which turns rows into the records that log backup stores.
 //! [`seat`] lets one process at a time speak for a store.
 //! [`kv`] and [`import`] are what probes, digests and the restore driver need of a store.
-//! [`tls`] is the one triple of certificates that all of them, and what listens, use. Nothing here reads the environment, prints or owns a runtime; tasks are
+//! [`tls`] is the one triple of certificates that all of them, and what listens, use.
+//! Nothing here reads the environment, prints or owns a runtime; tasks are
 //! spawned on the caller's tokio runtime.
 
 pub mod backoff;
