@@ -1,5 +1,4 @@
-//! The connection to PD's leader: discovery, re-discovery, deadlines and the retry loop that
-//! every call goes through.
+//! The connection to PD's leader: discovery, re-discovery and deadlines of every call.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -7,12 +6,12 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use pitr_proto::pdpb::{self, pd_client::PdClient as Stub};
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::timeout;
 use tonic::transport::Channel;
 use tonic::{Response, Status};
 
 use super::error::{Attempt, PdError, Verdict, judge_header, judge_status};
-use crate::backoff::Backoff;
+use super::persist::Persistence;
 use crate::net::{describe, normalize, pd_channel};
 use crate::tls::Security;
 
@@ -86,26 +85,13 @@ impl PdClient {
             .iter()
             .map(|e| normalize(&options.security, e))
             .collect::<Result<Vec<_>, _>>()?;
-        let deadline = Instant::now() + options.connect_deadline;
-        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(1), 1);
-        let found = loop {
-            let last = match timeout_at(deadline, discover(&urls, 0, &options)).await {
-                Ok(Ok(found)) => break found,
-                Ok(Err(Verdict::Fail(error))) => return Err(error),
-                Ok(Err(Verdict::Rediscover(text) | Verdict::Wait(text))) => text,
-                Err(_) => "no answer in time".to_owned(),
-            };
-            let delay = backoff.next_delay();
-            if Instant::now() + delay >= deadline {
-                return Err(PdError::Unreachable {
-                    endpoints: urls,
-                    call: "GetMembers",
-                    seconds: options.connect_deadline.as_secs(),
-                    last,
-                });
-            }
-            sleep(delay).await;
+        let persistence = Persistence {
+            call: "GetMembers",
+            limit: options.connect_deadline,
+            seed: 1,
+            endpoints: || urls.clone(),
         };
+        let found = persistence.run(|| discover(&urls, 0, &options)).await?;
         Ok(Arc::new(PdClient {
             cluster_id: found.cluster_id,
             options,
@@ -168,35 +154,21 @@ impl PdClient {
         F: Fn(Stub<Channel>) -> Fut,
         Fut: Future<Output = Result<Response<T>, Status>>,
     {
-        let deadline = Instant::now() + self.options.deadline;
-        let mut backoff = Backoff::new(
-            Duration::from_millis(100),
-            Duration::from_secs(1),
-            self.cluster_id,
-        );
-        loop {
-            let last = match timeout_at(deadline, self.attempt(call, &run)).await {
-                Ok(Ok(answer)) => return Ok(answer),
-                Ok(Err(Verdict::Fail(error))) => return Err(error),
-                Ok(Err(Verdict::Wait(text))) => text,
-                Ok(Err(Verdict::Rediscover(text))) => {
-                    tracing::debug!(call, reason = %text, "looking for PD's leader again");
-                    self.forget_leader();
-                    text
-                }
-                Err(_) => "no answer in time".to_owned(),
-            };
-            let delay = backoff.next_delay();
-            if Instant::now() + delay >= deadline {
-                return Err(PdError::Unreachable {
-                    endpoints: self.urls(),
-                    call,
-                    seconds: self.options.deadline.as_secs(),
-                    last,
-                });
+        let persistence = Persistence {
+            call,
+            limit: self.options.deadline,
+            seed: self.cluster_id,
+            endpoints: || self.urls(),
+        };
+        let attempt = || async {
+            let ended = self.attempt(call, &run).await;
+            if let Err(Verdict::Rediscover(reason)) = &ended {
+                tracing::debug!(call, %reason, "looking for PD's leader again");
+                self.forget_leader();
             }
-            sleep(delay).await;
-        }
+            ended
+        };
+        persistence.run(attempt).await
     }
 
     async fn attempt<T, F, Fut>(&self, call: &'static str, run: &F) -> Result<T, Verdict>

@@ -8,6 +8,7 @@ mod calls;
 mod client;
 mod error;
 mod gc;
+mod persist;
 mod region;
 
 pub use client::{HasHeader, PdClient, PdOptions};
