@@ -3,18 +3,16 @@
 use std::pin::Pin;
 use std::sync::Arc;
 
+use futures::Stream;
 use pitr_coordinator::REGISTRATION;
 use pitr_proto::logbackup::log_backup_server::{LogBackup, LogBackupServer};
 use pitr_proto::logbackup::{
     FlushNowRequest, FlushNowResponse, FlushResult, GetLastFlushTsOfRegionRequest,
-    GetLastFlushTsOfRegionResponse, SubscribeFlushEventRequest,
+    GetLastFlushTsOfRegionResponse, SubscribeFlushEventRequest, SubscribeFlushEventResponse,
 };
-use tokio_stream::Stream;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 
-use super::table::Told;
 use super::{FlushOrders, FlushTables};
 
 /// Serves the tables.
@@ -55,7 +53,8 @@ impl LogBackup for LogBackupService {
         }))
     }
 
-    type SubscribeFlushEventStream = Pin<Box<dyn Stream<Item = Told> + Send>>;
+    type SubscribeFlushEventStream =
+        Pin<Box<dyn Stream<Item = Result<SubscribeFlushEventResponse, Status>> + Send>>;
 
     async fn subscribe_flush_event(
         &self,
@@ -64,8 +63,11 @@ impl LogBackup for LogBackupService {
         let registered = registration(&request)?;
         let client = request.into_inner().client_id;
         tracing::debug!(client, "somebody listens to flush events");
-        let told = self.tables.subscribe(registered);
-        Ok(Response::new(Box::pin(ReceiverStream::new(told))))
+        let told = futures::stream::unfold(
+            self.tables.subscribe(registered),
+            |mut subscription| async move { Some((Ok(subscription.next().await), subscription)) },
+        );
+        Ok(Response::new(Box::pin(told)))
     }
 
     async fn flush_now(

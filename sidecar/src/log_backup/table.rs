@@ -6,8 +6,14 @@
 //! one task: a task that is registered again begins with an empty table, unlike in TiKV, which goes
 //! on telling of the old one. Lines are cut to the task's ranges, so that a region which two tasks
 //! share tells of each only what that one has made durable.
+//!
+//! A subscriber holds a place in the order of the tables and no queue: however slow it is, it costs
+//! the one table that it is being sent. TiKV drops what has no room in a queue of 1024 messages; here
+//! a table that a newer one of its task has replaced meanwhile is skipped. Either way the
+//! subscriber's polls tell the rest.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use parking_lot::Mutex;
 use pitr_format::{EncodedRange, Ts};
@@ -16,25 +22,24 @@ use pitr_proto::errorpb;
 use pitr_proto::logbackup::{
     FlushEvent, RegionCheckpoint, RegionIdentity, SubscribeFlushEventResponse,
 };
-use tokio::sync::mpsc;
-use tonic::Status;
+use tokio::sync::watch;
 
 /// Events in one message.
 const CHUNK: usize = 1024;
-/// Messages that wait for one subscriber; what has no room is left to its polls.
-const QUEUE: usize = 1024;
-
-/// What a subscriber is sent.
-pub type Told = Result<SubscribeFlushEventResponse, Status>;
 
 /// The tables of all loaded tasks.
 #[derive(Debug, Default)]
-pub struct FlushTables(Mutex<State>);
+pub struct FlushTables {
+    state: Mutex<State>,
+    /// Number of the newest table.
+    newest: watch::Sender<u64>,
+}
 
 #[derive(Debug, Default)]
 struct State {
     tasks: BTreeMap<String, TaskTable>,
-    subscribers: Vec<Subscriber>,
+    /// Number of the newest table.
+    newest: u64,
 }
 
 #[derive(Debug)]
@@ -43,7 +48,9 @@ struct TaskTable {
     registered: i64,
     ranges: TaskRanges,
     known: BTreeMap<u64, Known>,
-    events: Vec<FlushEvent>,
+    /// Place of this table in the order of all.
+    number: u64,
+    events: Arc<Vec<FlushEvent>>,
 }
 
 /// A region, in its newest version.
@@ -54,17 +61,24 @@ struct Known {
     ts: Ts,
 }
 
+/// One who hears of flushes: every table as a whole, as it comes.
 #[derive(Debug)]
-struct Subscriber {
+pub struct Subscription {
+    tables: Arc<FlushTables>,
+    newest: watch::Receiver<u64>,
     /// The one registration that it wants to hear of; all without.
     registered: Option<i64>,
-    queue: mpsc::Sender<Told>,
+    /// Number of the last table that it was given.
+    given: u64,
+    /// The events of that table, and how many of them it was sent.
+    events: Arc<Vec<FlushEvent>>,
+    sent: usize,
 }
 
 impl FlushTables {
     /// A task is loaded. What is known of this registration stays.
     pub fn load(&self, task: &str, registered: i64, ranges: &[EncodedRange]) {
-        let mut state = self.0.lock();
+        let mut state = self.state.lock();
         let same = state
             .tasks
             .get(task)
@@ -74,7 +88,8 @@ impl FlushTables {
                 registered,
                 ranges: TaskRanges::new(ranges.iter().cloned()),
                 known: BTreeMap::new(),
-                events: Vec::new(),
+                number: 0,
+                events: Arc::default(),
             };
             state.tasks.insert(task.to_owned(), table);
         }
@@ -82,32 +97,42 @@ impl FlushTables {
 
     /// A task is gone.
     pub fn forget(&self, task: &str) {
-        self.0.lock().tasks.remove(task);
+        self.state.lock().tasks.remove(task);
     }
 
     /// A flush became durable: its table replaces the one before and is told to all who listen.
     pub fn replace(&self, task: &str, registered: i64, table: &FlushTable) {
-        let mut state = self.0.lock();
-        let State { tasks, subscribers } = &mut *state;
+        let mut state = self.state.lock();
+        let State { tasks, newest } = &mut *state;
         let Some(own) = tasks.get_mut(task).filter(|t| t.registered == registered) else {
             return;
         };
-        own.take(table);
-        let wants = |s: &Subscriber| s.registered.is_none_or(|wanted| wanted == registered);
-        subscribers.retain(|subscriber| !wants(subscriber) || subscriber.tell(&own.events));
+        *newest += 1;
+        own.take(table, *newest);
+        self.newest.send_replace(*newest);
     }
 
     /// Everything that is known now, and then every table. With `registered`, only of that
     /// registration of a task.
-    pub fn subscribe(&self, registered: Option<i64>) -> mpsc::Receiver<Told> {
-        let (queue, receiver) = mpsc::channel(QUEUE);
-        let subscriber = Subscriber { registered, queue };
-        let mut state = self.0.lock();
-        let mut wanted = state.tasks.values().filter(|t| t.is(registered));
-        if wanted.all(|table| subscriber.tell(&table.events)) {
-            state.subscribers.push(subscriber);
+    pub fn subscribe(self: &Arc<Self>, registered: Option<i64>) -> Subscription {
+        Subscription {
+            tables: Arc::clone(self),
+            newest: self.newest.subscribe(),
+            registered,
+            given: 0,
+            events: Arc::default(),
+            sent: 0,
         }
-        receiver
+    }
+
+    /// The oldest table behind number `given`: its number and its events.
+    fn after(&self, given: u64, registered: Option<i64>) -> Option<(u64, Arc<Vec<FlushEvent>>)> {
+        let state = self.state.lock();
+        let tables = state.tasks.values().filter(|t| t.is(registered));
+        let next = tables
+            .filter(|t| t.number > given)
+            .min_by_key(|t| t.number)?;
+        Some((next.number, Arc::clone(&next.events)))
     }
 
     /// The durable ts of each region that is asked for, in the form of TiKV's answers. A region
@@ -117,7 +142,7 @@ impl FlushTables {
         asked: Vec<RegionIdentity>,
         registered: Option<i64>,
     ) -> Vec<RegionCheckpoint> {
-        let state = self.0.lock();
+        let state = self.state.lock();
         let asked: BTreeSet<(u64, u64)> = asked.iter().map(|r| (r.id, r.epoch_version)).collect();
         let tables: Vec<&TaskTable> = state.tasks.values().filter(|t| t.is(registered)).collect();
         asked
@@ -140,13 +165,13 @@ impl TaskTable {
         registered.is_none_or(|wanted| wanted == self.registered)
     }
 
-    fn take(&mut self, table: &FlushTable) {
+    fn take(&mut self, table: &FlushTable, number: u64) {
+        let mut events = Vec::new();
         self.known.clear();
-        self.events.clear();
         for line in &table.regions {
             let region = &line.region;
             for part in self.ranges.intersect(&region.range) {
-                self.events.push(FlushEvent {
+                events.push(FlushEvent {
                     start_key: part.start,
                     end_key: part.end,
                     checkpoint: line.ts.get(),
@@ -160,27 +185,33 @@ impl TaskTable {
             // Lines ascend: the newest version of a region comes last.
             self.known.insert(region.id, known);
         }
+        self.number = number;
+        self.events = Arc::new(events);
     }
 }
 
-impl Subscriber {
-    /// False when nobody listens any more.
-    fn tell(&self, events: &[FlushEvent]) -> bool {
-        for chunk in events.chunks(CHUNK) {
-            let events = chunk.to_vec();
-            match self
-                .queue
-                .try_send(Ok(SubscribeFlushEventResponse { events }))
-            {
-                Ok(()) => {}
-                Err(mpsc::error::TrySendError::Full(_)) => {
-                    tracing::warn!("a subscriber of flush events is too slow; it has to ask");
-                    return true;
-                }
-                Err(mpsc::error::TrySendError::Closed(_)) => return false,
+impl Subscription {
+    /// The next message, as soon as there is one.
+    pub async fn next(&mut self) -> SubscribeFlushEventResponse {
+        loop {
+            self.newest.mark_unchanged();
+            if let Some(message) = self.pending() {
+                return message;
             }
+            // The sender is one of the tables, which live as long as this.
+            let _ = self.newest.changed().await;
         }
-        !self.queue.is_closed()
+    }
+
+    /// The next message that is there already.
+    fn pending(&mut self) -> Option<SubscribeFlushEventResponse> {
+        while self.sent == self.events.len() {
+            let (number, events) = self.tables.after(self.given, self.registered)?;
+            (self.given, self.events, self.sent) = (number, events, 0);
+        }
+        let chunk = self.events[self.sent..].chunks(CHUNK).next()?.to_vec();
+        self.sent += chunk.len();
+        Some(SubscribeFlushEventResponse { events: chunk })
     }
 }
 

@@ -50,10 +50,10 @@ fn answers(tables: &FlushTables, regions: &[(u64, u64)], of: Option<i64>) -> Vec
         .collect()
 }
 
-fn events(receiver: &mut mpsc::Receiver<Told>) -> Vec<FlushEvent> {
+fn events(subscription: &mut Subscription) -> Vec<FlushEvent> {
     let mut all = Vec::new();
-    while let Ok(message) = receiver.try_recv() {
-        let events = message.unwrap().events;
+    while let Some(message) = subscription.pending() {
+        let events = message.events;
         assert!(events.len() <= 1024, "{}", events.len());
         all.extend(events);
     }
@@ -75,12 +75,12 @@ fn recorded<M: prost::Message + Default>(step: &str, message: &str) -> M {
 }
 
 /// The table of the store that was recorded.
-fn as_recorded() -> FlushTables {
+fn as_recorded() -> Arc<FlushTables> {
     let told: SubscribeFlushEventResponse = recorded(
         "SubscribeFlushEvent stream",
         "logbackup.SubscribeFlushEventResponse",
     );
-    let tables = FlushTables::default();
+    let tables = Arc::new(FlushTables::default());
     tables.load("svc", 7, &[EncodedRange::ALL]);
     let ids = [10u64, 6, 4, 2, 8];
     let mut lines: Vec<_> = told
@@ -138,7 +138,7 @@ fn a_region_that_is_asked_for_twice_is_answered_once() {
 
 #[test]
 fn every_flush_replaces_the_table_and_is_told_in_chunks() {
-    let tables = FlushTables::default();
+    let tables = Arc::new(FlushTables::default());
     tables.load("t", 7, &[EncodedRange::ALL]);
     let mut listener = tables.subscribe(None);
     assert!(events(&mut listener).is_empty());
@@ -157,7 +157,7 @@ fn every_flush_replaces_the_table_and_is_told_in_chunks() {
 
 #[test]
 fn of_two_versions_of_a_region_the_newer_one_is_asked_for_and_both_are_told() {
-    let tables = FlushTables::default();
+    let tables = Arc::new(FlushTables::default());
     tables.load("t", 7, &[EncodedRange::ALL]);
     let mut listener = tables.subscribe(None);
     let lines = vec![line(4, 1, b"a", b"z", 50), line(4, 2, b"a", b"m", 60)];
@@ -169,7 +169,7 @@ fn of_two_versions_of_a_region_the_newer_one_is_asked_for_and_both_are_told() {
 
 #[test]
 fn a_task_that_is_registered_anew_does_not_inherit_what_the_old_one_flushed() {
-    let tables = FlushTables::default();
+    let tables = Arc::new(FlushTables::default());
     tables.load("t", 7, &[EncodedRange::ALL]);
     tables.replace("t", 7, &flushed(vec![line(4, 1, b"", b"", 50)]));
     tables.load("t", 7, &[EncodedRange::ALL]);
@@ -191,7 +191,7 @@ fn a_task_that_is_registered_anew_does_not_inherit_what_the_old_one_flushed() {
 
 #[test]
 fn a_region_of_two_tasks_tells_of_each_its_own_part_and_of_both_the_smaller_ts() {
-    let tables = FlushTables::default();
+    let tables = Arc::new(FlushTables::default());
     tables.load("a", 7, &[range(b"a", b"m")]);
     tables.load("b", 9, &[range(b"m", b"z")]);
     tables.replace("a", 7, &flushed(vec![line(4, 1, b"", b"", 50)]));
@@ -215,21 +215,44 @@ fn a_region_of_two_tasks_tells_of_each_its_own_part_and_of_both_the_smaller_ts()
 }
 
 #[test]
-fn a_subscriber_that_does_not_read_loses_messages_and_no_memory() {
-    let tables = FlushTables::default();
-    tables.load("t", 7, &[EncodedRange::ALL]);
-    let mut slow = tables.subscribe(Some(7));
-    for ts in 1..=2000 {
-        tables.replace("t", 7, &flushed(vec![line(4, 1, b"", b"", ts)]));
+fn a_subscriber_that_does_not_read_costs_one_table_and_hears_the_newest_of_each_task() {
+    let tables = Arc::new(FlushTables::default());
+    tables.load("a", 7, &[range(b"a", b"m")]);
+    tables.load("b", 9, &[range(b"m", b"z")]);
+    let lines = |ts| flushed(vec![line(4, 1, b"", b"", ts); 1025]);
+    let (mut slow, mut other) = (tables.subscribe(None), tables.subscribe(Some(9)));
+    tables.replace("a", 7, &lines(1));
+    let begun = slow.pending().unwrap().events;
+    assert_eq!((begun.len(), begun[0].checkpoint), (1024, 1));
+    let first = Arc::downgrade(&slow.events);
+    tables.replace("b", 9, &lines(2));
+    let replaced = Arc::downgrade(&tables.after(1, None).unwrap().1);
+    for ts in 3..2000 {
+        let (task, registered) = [("a", 7), ("b", 9)][ts as usize % 2];
+        tables.replace(task, registered, &lines(ts));
     }
-    let heard = events(&mut slow);
-    assert_eq!(heard.len(), QUEUE);
-    assert_eq!(
-        answers(&tables, &[(4, 1)], None),
-        [(4, 2000)],
-        "polls tell the rest"
-    );
-    drop(slow);
-    tables.replace("t", 7, &flushed(vec![line(4, 1, b"", b"", 3000)]));
-    assert!(tables.0.lock().subscribers.is_empty());
+    assert!(replaced.upgrade().is_none(), "nobody was being sent it");
+    // The rest of what was begun, then the newest of each, in their order.
+    let heard: Vec<u64> = events(&mut slow).iter().map(|e| e.checkpoint).collect();
+    let expect = [vec![1], vec![1998; 1025], vec![1999; 1025]].concat();
+    assert_eq!(heard, expect);
+    assert!(first.upgrade().is_none());
+    let heard = events(&mut other);
+    assert!(heard.len() == 1025 && heard.iter().all(|e| e.checkpoint == 1999));
+    assert!(slow.pending().is_none() && other.pending().is_none());
+}
+
+#[tokio::test]
+async fn a_subscriber_is_woken_by_the_next_flush() {
+    let tables = Arc::new(FlushTables::default());
+    tables.load("t", 7, &[EncodedRange::ALL]);
+    let mut listener = tables.subscribe(None);
+    let flush = async {
+        tokio::task::yield_now().await;
+        tables.replace("t", 7, &flushed(vec![]));
+        tokio::task::yield_now().await;
+        tables.replace("t", 7, &flushed(vec![line(4, 1, b"", b"", 50)]));
+    };
+    let (heard, ()) = tokio::join!(listener.next(), flush);
+    assert_eq!(heard.events[0].checkpoint, 50, "not of the empty one");
 }
