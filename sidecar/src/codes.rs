@@ -155,15 +155,21 @@ codes! {
     }
     TikvTooOld = 1110 {
         title: "A TiKV that is too old",
-        cause: "A store runs a TiKV before 7.5.0.",
+        cause: "A store runs a TiKV before 7.5.0, or with `--source builtin` before 6.5.0.",
         effect: "Nothing was changed; nothing is tailed.",
-        action: "Upgrade TiKV."
+        action: "Upgrade TiKV; from 6.5.0 on its own log backup can be used (`log start --source builtin`)."
     }
     TwoObservers = 1111 {
         title: "TiKV backs up the same task itself",
         cause: "`log-backup.enable` is true in the store's configuration, so the TiKV writes the log of every task of its cluster.",
         effect: "Nothing is tailed on this store: two writers for one store would write everything twice.",
         action: "Set `log-backup.enable = false` in TiKV's configuration and restart it, or run no sidecar for this store."
+    }
+    NoOwnLogBackup = 1112 {
+        title: "TiKV's own log backup is off",
+        cause: "`log start --source builtin` relies on TiKV's own log backup, and `log-backup.enable` is not true at a store.",
+        effect: "Nothing was changed; the changes of that store would be in no log.",
+        action: "Set `log-backup.enable = true` in TiKV's configuration and restart it, or run sidecars and leave `--source` out."
     }
     StorageUnreachable = 1201 {
         title: "The storage cannot be reached",

@@ -61,6 +61,7 @@ impl Code {
             | UnsafeTikvVersion
             | TikvTooOld
             | TwoObservers
+            | NoOwnLogBackup
             | KeysNotCaptured
             | FlushesTooRare
             | ObjectExists

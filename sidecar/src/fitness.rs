@@ -1,4 +1,4 @@
-//! Whether a cluster is one that this release can tail: what each version of TiKV can do, as far
+//! Whether a cluster is one that this release can log: what each version of TiKV can do, as far
 //! as it matters to us. Pure; asked by `log start` and `serve`. Source: release tags of tikv/tikv.
 
 use pitr_proto::metapb::Store;
@@ -8,7 +8,7 @@ use crate::failure::Failure;
 
 type Version = (u64, u64, u64);
 
-/// What is wrong with a range of versions.
+/// What is wrong with a range of versions. A version that cannot be read is taken.
 struct Fault {
     /// First version that has it.
     from: Version,
@@ -18,48 +18,54 @@ struct Fault {
     what: &'static str,
 }
 
-/// What a version lacks or does wrong. A version that is not listed, or that cannot be read, is
-/// taken.
-const FAULTS: [Fault; 2] = [
-    // The multiplexed stream is there from 7.3.0 on; change streams are tested from 7.5.0 on.
-    Fault {
-        from: (0, 0, 0),
-        until: (7, 5, 0),
-        code: Code::TikvTooOld,
-        what: "TiKV before 7.5.0 is not supported",
-    },
-    // Its lock tracker has an assertion that changes can break while they are tailed
-    // (tikv/tikv issues 18498 and 19083).
-    Fault {
-        from: (8, 5, 0),
-        until: (8, 5, 4),
-        code: Code::UnsafeTikvVersion,
-        what: "TiKV 8.5.0 to 8.5.3 can abort under a change stream",
-    },
-];
+/// The multiplexed stream is there from 7.3.0 on; change streams are tested from 7.5.0 on.
+const NO_CHANGE_STREAM: Fault = Fault {
+    from: (0, 0, 0),
+    until: (7, 5, 0),
+    code: Code::TikvTooOld,
+    what: "TiKV before 7.5.0 is not supported by sidecars",
+};
+/// Its lock tracker has an assertion that changes can break while they are tailed (tikv/tikv issues
+/// 18498 and 19083).
+const ABORTS: Fault = Fault {
+    from: (8, 5, 0),
+    until: (8, 5, 4),
+    code: Code::UnsafeTikvVersion,
+    what: "TiKV 8.5.0 to 8.5.3 can abort under a change stream",
+};
+/// What the log backup of older versions writes and answers was not looked at.
+const NO_LOG_BACKUP: Fault = Fault {
+    from: (0, 0, 0),
+    until: (6, 5, 0),
+    code: Code::TikvTooOld,
+    what: "TiKV's own log backup is supported from 6.5.0 on",
+};
 
-/// Refuses stores whose TiKV is too old.
+/// Refuses stores whose changes cannot be tailed.
 pub fn new_enough(stores: &[Store]) -> Result<(), Failure> {
-    without(stores, Code::TikvTooOld)
+    without(stores, &NO_CHANGE_STREAM)
 }
 
 /// Refuses stores that a change stream can abort.
 pub fn safe_version(stores: &[Store]) -> Result<(), Failure> {
-    without(stores, Code::UnsafeTikvVersion)
+    without(stores, &ABORTS)
 }
 
-fn without(stores: &[Store], code: Code) -> Result<(), Failure> {
-    for fault in FAULTS.iter().filter(|fault| fault.code == code) {
-        let has = |store: &&Store| {
-            let version = parse(&store.version);
-            version.is_some_and(|version| (fault.from..fault.until).contains(&version))
-        };
-        let faulty: Vec<Store> = stores.iter().filter(has).cloned().collect();
-        if !faulty.is_empty() {
-            return Err(Failure::new(code, fault.what).at(list(&faulty)));
-        }
+/// Refuses stores whose own log backup is not ready for use.
+pub fn backs_up_by_itself(stores: &[Store]) -> Result<(), Failure> {
+    without(stores, &NO_LOG_BACKUP)
+}
+
+fn without(stores: &[Store], fault: &Fault) -> Result<(), Failure> {
+    let has = |store: &&Store| {
+        let version = parse(&store.version);
+        version.is_some_and(|version| (fault.from..fault.until).contains(&version))
+    };
+    let faulty: Vec<Store> = stores.iter().filter(has).cloned().collect();
+    match faulty.is_empty() {
+        true => Ok(()),
+        false => Err(Failure::new(fault.code, fault.what).at(list(&faulty))),
     }
-    Ok(())
 }
 
 /// `v8.5.1`, `8.5.1-alpha`.
@@ -130,5 +136,19 @@ mod tests {
         ] {
             assert_eq!(new_enough(&[store(1, version)]), Ok(()), "{version}");
         }
+    }
+
+    #[test]
+    fn a_log_backup_of_its_own_is_taken_from_older_versions_and_from_those_that_a_stream_aborts() {
+        for version in ["6.5.0", "v6.5.11", "7.1.5", "8.5.1", "nightly"] {
+            assert_eq!(
+                backs_up_by_itself(&[store(1, version)]),
+                Ok(()),
+                "{version}"
+            );
+        }
+        let failure = backs_up_by_itself(&[store(1, "6.5.0"), store(2, "6.4.0")]).unwrap_err();
+        assert_eq!(failure.code, Code::TikvTooOld);
+        assert!(failure.place.contains("store 2") && !failure.place.contains("store 1"));
     }
 }

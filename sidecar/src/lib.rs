@@ -15,6 +15,7 @@ pub mod front;
 pub mod juicefs;
 pub mod log_backup;
 pub mod members;
+mod own_log_backup;
 pub mod pause;
 pub mod process;
 pub mod ranges;

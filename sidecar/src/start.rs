@@ -18,11 +18,12 @@ use uuid::Uuid;
 use crate::archive::{self, Found};
 use crate::cluster::Cluster;
 use crate::codes::Code;
+use crate::config::Source;
 use crate::failure::Failure;
 use crate::ranges::RawRange;
 use crate::scan;
 use crate::time::{self, Point};
-use crate::{fitness, juicefs};
+use crate::{fitness, juicefs, own_log_backup};
 
 /// BR's "no end".
 const NO_END: u64 = 999_999_999_999_999_999;
@@ -44,6 +45,8 @@ pub struct Request {
     pub end: Option<Point>,
     /// Raw ranges, sorted, not overlapping.
     pub ranges: Vec<RawRange>,
+    /// Who will tail the stores.
+    pub source: Source,
     /// Also on a TiKV that can abort under a change stream.
     pub allow_unsafe_version: bool,
     /// Also with keys that a change stream loses.
@@ -73,24 +76,27 @@ pub async fn start(cluster: &Cluster, request: Request) -> Result<Started, Failu
     let storage = crate::storage::open(&request.storage_url)?;
     let backend = pitr_storage::backend_of_url(&request.storage_url)?;
     let stores = cluster.tikv_stores().await?;
-    fitness::new_enough(&stores)?;
-    if !request.allow_unsafe_version {
-        fitness::safe_version(&stores)?;
-    }
+    refuse_versions(&stores, &request)?;
     refuse_running(cluster, &request, &storage.uri()).await?;
     refuse_import(cluster).await?;
     let now = cluster.now().await?;
     let end_ts = resolve_end(request.end.as_ref(), now)?;
-    if !request.allow_r {
-        refuse_keys_that_get_lost(cluster, &request.ranges, now).await?;
-    }
+    let mut notes = match request.source {
+        Source::Builtin => own_log_backup::check(cluster, &stores, &request.ranges, now).await?,
+        Source::Cdc if request.allow_r => Vec::new(),
+        Source::Cdc => {
+            refuse_keys_that_get_lost(cluster, &request.ranges, now).await?;
+            Vec::new()
+        }
+    };
+    notes.extend(juicefs::notes(cluster, &request.ranges, now).await?);
     let mut started = Started {
         storage: storage.uri(),
         start_ts: resolve_start(request.start.as_ref(), now)?,
         ranges: request.ranges.clone(),
         restarted: false,
         ranges_were_empty: None,
-        notes: juicefs::notes(cluster, &request.ranges, now).await?,
+        notes,
     };
     match archive::look(&storage).await? {
         Found::Archive(info) => {
@@ -137,6 +143,20 @@ pub async fn start(cluster: &Cluster, request: Request) -> Result<Started, Failu
     };
     cluster.tasks.start(&task).await?;
     Ok(started)
+}
+
+/// Which versions will do depends on who tails them.
+fn refuse_versions(stores: &[metapb::Store], request: &Request) -> Result<(), Failure> {
+    match request.source {
+        Source::Builtin => fitness::backs_up_by_itself(stores),
+        Source::Cdc => {
+            fitness::new_enough(stores)?;
+            match request.allow_unsafe_version {
+                true => Ok(()),
+                false => fitness::safe_version(stores),
+            }
+        }
+    }
 }
 
 async fn refuse_keys_that_get_lost(

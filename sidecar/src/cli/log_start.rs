@@ -6,6 +6,7 @@ use serde::Serialize;
 use super::args::{OutputArgs, PdArgs, StorageArgs};
 use super::{Outcome, output};
 use crate::codes::Code;
+use crate::config::Source;
 use crate::failure::{Exit, Failure};
 use crate::ranges::{self, RawRange};
 use crate::start::{self, Request, Started};
@@ -34,6 +35,10 @@ pub struct Args {
     /// All keys that begin with this text. May be repeated.
     #[arg(long = "prefix", value_name = "TEXT")]
     prefixes: Vec<String>,
+    /// Who tails the stores and writes the log: sidecars, or TiKV's own log backup (`builtin`), for which one
+    /// `serve` with the same `source` coordinates. Asks each store whether it fits.
+    #[arg(long, value_enum, value_name = "SOURCE", default_value_t)]
+    source: Source,
     /// Start although the TiKV (8.5.0 to 8.5.3) can abort while its changes are tailed.
     #[arg(long)]
     allow_unsafe_version: bool,
@@ -83,6 +88,7 @@ pub async fn run(args: Args) -> Outcome {
             start,
             end,
             ranges: wanted,
+            source: args.source,
             allow_unsafe_version: args.allow_unsafe_version,
             allow_r: args.allow_r,
         },

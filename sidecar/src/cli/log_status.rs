@@ -58,7 +58,8 @@ pub(super) struct TaskReport {
     table_filter: Vec<String>,
     /// Its key ranges, hex.
     ranges: Vec<String>,
-    /// The parts of them in which the change stream proves nothing (keys that begin with `r`), hex.
+    /// The parts of them in which the change stream proves nothing (keys that begin with `r`), hex. TiKV's own
+    /// log backup has them.
     pub unproven_ranges: Vec<String>,
     /// What each store has published.
     progress: Vec<StoreProgress>,
@@ -85,7 +86,7 @@ impl TaskReport {
     pub fn note_of_unproven(&self) -> Option<String> {
         (!self.unproven_ranges.is_empty()).then(|| {
             format!(
-                "note: not proven in {}: TiKV's change stream loses changes of keys that begin with `r`",
+                "note: not proven in {} where sidecars tail: TiKV's change stream loses changes of keys that begin with `r`",
                 self.unproven_ranges.join(" ")
             )
         })

@@ -88,7 +88,9 @@ pub struct Config {
 }
 
 /// Who tails the stores and writes the log.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, clap::ValueEnum,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Source {
     /// A sidecar beside each store, through the change stream.

@@ -13,6 +13,7 @@ use pitr_proto::kvrpcpb::ScanLockRequest;
 use pitr_proto::logbackup::log_backup_server::{LogBackup, LogBackupServer};
 use pitr_proto::logbackup::*;
 use prost_reflect::{DescriptorPool, DynamicMessage};
+use serde_json::json;
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 use tokio_stream::Stream;
@@ -20,8 +21,11 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status};
 
+use crate::command::Ran;
 use crate::pauses::Keys;
+use crate::stores::always_answering;
 use crate::system::{Client, Cluster, Sidecar, Storage, wait_until};
+use crate::troubles::run_gc;
 
 const TRANSCRIPT: &str = include_str!("../../../tests/golden/log-backup-transcript.json");
 const GLOBAL: &str = "/tidb/br-stream/checkpoint/t/central_global";
@@ -117,6 +121,15 @@ impl LogBackup for StockTikv {
     }
 }
 
+/// The configuration of a store whose own log backup is on.
+const BACKS_UP: &str = r#"{"log-backup":{"enable":true,"max-flush-interval":"3m"}}"#;
+
+fn start(cluster: &Cluster, archive: &Storage) -> Ran {
+    let url = archive.url();
+    let args = ["log", "start", "--source", "builtin", "--task-name", "t"];
+    cluster.run(&[&args[..], &["-s", &url, "--json"]].concat())
+}
+
 /// A cluster whose store has a log backup of its own, a task, and the daemon.
 struct World {
     tikv: StockTikv,
@@ -137,11 +150,13 @@ impl World {
         let tikv = StockTikv::default();
         let server = Server::builder().add_service(LogBackupServer::new(tikv.clone()));
         runtime.spawn(server.serve(address));
+        let status = always_answering(BACKS_UP);
         let cluster = Cluster::start_with(|config| {
             config.advertise_peer_addrs = vec![address.to_string()];
+            config.advertise_status_addrs = vec![status.to_string()];
         });
         let archive = Storage::new();
-        cluster.log_start(&archive.url()).json();
+        assert_eq!(start(&cluster, &archive).json()["notes"], json!([]));
         let daemon = Sidecar::start_builtin(&cluster, more);
         let world = World {
             keys: Keys::of(&cluster),
@@ -159,6 +174,78 @@ impl World {
     fn global(&self) -> Option<u64> {
         let value = self.keys.get(GLOBAL)?;
         Some(u64::from_be_bytes(value.try_into().unwrap()))
+    }
+}
+
+#[test]
+fn a_store_that_a_sidecar_must_not_tail_is_taken_if_its_own_log_backup_is_on() {
+    let status = always_answering(BACKS_UP);
+    for (version, told) in [
+        ("6.5.3", None),
+        ("8.5.1", None),
+        ("6.4.0", Some("PITR1110")),
+    ] {
+        let cluster = Cluster::start_with(|config| {
+            config.store_version = version.to_owned();
+            config.advertise_status_addrs = vec![status.to_string()];
+        });
+        // What a change stream loses is in TiKV's own log.
+        Client::of(&cluster).write(&[("raft".to_owned(), Some(b"v".to_vec()))]);
+        let archive = Storage::new();
+        let started = start(&cluster, &archive);
+        match told {
+            None => drop(started.json()),
+            Some(code) => {
+                assert_eq!((started.code, &started.error()["code"]), (11, &json!(code)));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_store_whose_own_log_backup_is_off_is_refused_and_one_that_does_not_tell_is_noted() {
+    let off = always_answering(r#"{"log-backup":{"enable":false}}"#);
+    for (status, code) in [(off.to_string(), 11), ("127.0.0.1:1".to_owned(), 0)] {
+        let cluster = Cluster::start_with(|config| {
+            config.advertise_status_addrs = vec![status];
+        });
+        let archive = Storage::new();
+        let started = start(&cluster, &archive);
+        assert_eq!(started.code, code, "{}{}", started.stdout, started.stderr);
+        match code {
+            0 => {
+                let note = started.json()["notes"][0].to_string();
+                assert!(note.contains("could not be read"), "{note}");
+            }
+            _ => {
+                assert_eq!(started.error()["code"], "PITR1112");
+                assert_eq!(cluster.log_status()["tasks"], json!([]));
+                assert!(archive.dir().read_dir().unwrap().next().is_none());
+            }
+        }
+    }
+}
+
+#[test]
+fn flushes_of_tikvs_own_that_are_too_rare_for_a_volume_of_juicefs_are_refused() {
+    for (key, code) in [(&b"jfs-1\xFDsetting"[..], 11), (b"no volume", 0)] {
+        let status = always_answering(BACKS_UP);
+        let cluster = Cluster::start_with(|config| {
+            config.advertise_status_addrs = vec![status.to_string()];
+        });
+        let client = Client::of(&cluster);
+        client.put(key, b"{}");
+        run_gc(&cluster, client.now());
+        let started = start(&cluster, &Storage::new());
+        assert_eq!(started.code, code, "{}{}", started.stdout, started.stderr);
+        if code != 0 {
+            assert_eq!(started.error()["code"], "PITR1316");
+            let told = started.error()["message"].to_string();
+            assert!(
+                told.contains("`log-backup.max-flush-interval` is 3m"),
+                "{told}"
+            );
+        }
     }
 }
 

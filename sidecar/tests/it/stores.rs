@@ -178,7 +178,7 @@ fn leaders_that_move_twice_a_second_do_not_stop_the_checkpoint() {
 }
 
 /// Answers every request with a page, for as long as the process lives.
-fn always_answering(page: &'static str) -> SocketAddr {
+pub fn always_answering(page: &'static str) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     std::thread::spawn(move || {
