@@ -376,7 +376,7 @@ fn context(region: &Region) -> Context {
 }
 
 /// The table of a configuration that names certificates.
-fn section(tls: &TlsConfig) -> String {
+pub fn section(tls: &TlsConfig) -> String {
     format!(
         "[security]\nca-path = {:?}\ncert-path = {:?}\nkey-path = {:?}\ncert-allowed-cn = {:?}\n",
         tls.ca_path, tls.cert_path, tls.key_path, tls.cert_allowed_cn

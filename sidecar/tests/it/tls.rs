@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 
 use pitr_cluster::tls::TlsConfig;
+use pitr_playground::PlaygroundConfig;
 use pitr_playground::certificates::{Authority, Subject};
 use tempfile::TempDir;
 
@@ -58,7 +59,15 @@ impl Site {
 
     /// A cluster with the certificates of `cluster`, and a person in front of it.
     fn start(&self) -> Cluster {
-        let mut cluster = Cluster::start_with(|config| config.tls = Some(self.config("cluster")));
+        self.start_with(|_| {})
+    }
+
+    /// Such a cluster of another kind.
+    pub fn start_with(&self, change: impl FnOnce(&mut PlaygroundConfig)) -> Cluster {
+        let mut cluster = Cluster::start_with(|config| {
+            config.tls = Some(self.config("cluster"));
+            change(config);
+        });
         cluster.tls = Some(self.config("person"));
         cluster
     }

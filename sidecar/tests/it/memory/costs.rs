@@ -5,12 +5,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use pitr_format::EncodedKey;
+use pitr_playground::PlaygroundConfig;
+use pitr_playground::certificates::Authority;
 use pitr_playground::store::Store;
 
 use super::daemon::Daemon;
 use super::writer::{self, Writer};
 use super::{MIB, with_task_at};
-use crate::system::Cluster;
+use crate::system::{Cluster, Storage};
+use crate::tls::Site;
 
 /// Rows of a region that are written in one transaction.
 const ROWS: usize = 64;
@@ -27,11 +30,15 @@ fn split(store: &Store, regions: usize) {
     assert_eq!(store.split(first.as_ref(), cuts).unwrap().len(), regions);
 }
 
-fn start(regions: usize) -> (Cluster, crate::system::Storage) {
+fn start(regions: usize, site: Option<&Site>) -> (Cluster, Storage) {
     // Resolved timestamps as often as TiKV sends them.
-    let cluster = Cluster::start_with(|config| {
+    let as_tikv = |config: &mut PlaygroundConfig| {
         config.resolved_ts_interval = Duration::from_secs(1);
-    });
+    };
+    let cluster = match site {
+        Some(site) => site.start_with(as_tikv),
+        None => Cluster::start_with(as_tikv),
+    };
     split(cluster.playground.store(), regions);
     with_task_at(cluster)
 }
@@ -48,19 +55,26 @@ fn tell(name: &str, daemon: &Daemon, more: &str) {
 #[test]
 #[ignore = "a measurement: make bench"]
 fn bench_load_of_small_rows_over_10000_regions() {
-    load(800);
+    load("sidecar-load", 800, None);
 }
 
 #[test]
 #[ignore = "a measurement: make bench"]
 fn bench_load_of_large_rows_over_10000_regions() {
-    load(4000);
+    load("sidecar-load", 4000, None);
+}
+
+#[test]
+#[ignore = "a measurement: make bench"]
+fn bench_load_of_large_rows_over_10000_regions_by_tls() {
+    let site = Site::new(&Authority::new().unwrap());
+    load("sidecar-load-tls", 4000, Some(&site));
 }
 
 /// Rows with values of this length, at [`RATE`] if the machine can.
-fn load(len: usize) {
+fn load(name: &str, len: usize, site: Option<&Site>) {
     const REGIONS: usize = 10_000;
-    let (cluster, _archive) = start(REGIONS);
+    let (cluster, _archive) = start(REGIONS, site);
     let daemon = Daemon::start(&cluster, 512 * MIB);
     let writer = Writer::of(&cluster);
     daemon.wait_checkpoint(&cluster, writer.put(0..ROWS, len));
@@ -84,7 +98,7 @@ fn load(len: usize) {
     daemon.wait_checkpoint(&cluster, cluster.playground.timestamp().unwrap());
     let cpu = (daemon.cpu() - cpu).as_secs_f64() / (written / 1e9);
     let more = format!("regions {REGIONS} value-bytes {len} mb-s {rate:.1} cpu-s-per-gb {cpu:.2}");
-    tell("sidecar-load", &daemon, &more);
+    tell(name, &daemon, &more);
     daemon.stop();
 }
 
@@ -92,7 +106,7 @@ fn load(len: usize) {
 #[ignore = "a measurement: make bench"]
 fn bench_rest_with_100000_regions() {
     const REGIONS: usize = 100_000;
-    let (cluster, _archive) = start(REGIONS);
+    let (cluster, _archive) = start(REGIONS, None);
     let daemon = Daemon::start(&cluster, 512 * MIB);
     let began = Instant::now();
     daemon.wait_checkpoint(&cluster, cluster.playground.timestamp().unwrap());

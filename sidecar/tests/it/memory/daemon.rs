@@ -11,7 +11,7 @@ use pitr_format::Ts;
 use tempfile::TempDir;
 
 use super::stall;
-use crate::system::Cluster;
+use crate::system::{Cluster, section};
 
 /// How long the daemon may take for anything.
 const PATIENCE: Duration = Duration::from_secs(240);
@@ -46,11 +46,12 @@ impl Daemon {
         let text = format!(
             "pd-endpoints = [\"{}\"]\nstore-address = \"{}\"\nstatus-addr = \"{free}\"\n\
              memory-budget = \"{}MiB\"\ntemp-path = \"{}\"\ntemp-file-quota = \"8GiB\"\n\
-             [log-backup]\nmax-flush-interval = \"2s\"\n",
+             [log-backup]\nmax-flush-interval = \"2s\"\n{}",
             cluster.pd(),
             cluster.playground.store_addr(),
             budget >> 20,
             dir.path().join("temp").display(),
+            cluster.tls.as_ref().map(section).unwrap_or_default(),
         );
         std::fs::write(config(&dir), text).unwrap();
         let log = File::create(dir.path().join("log")).unwrap();

@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use bytes::Bytes;
+use pitr_cluster::net::store_channel;
 use pitr_format::{EncodedKey, Ts};
 use pitr_proto::kvrpcpb::{CommitRequest, Context, Mutation, Op, PrewriteRequest};
 use pitr_proto::tikvpb::tikv_client::TikvClient;
@@ -34,8 +35,10 @@ impl<'a> Writer<'a> {
             .enable_all()
             .build()
             .unwrap();
-        let address = format!("http://{}", cluster.playground.store_addr());
-        let stub = runtime.block_on(TikvClient::connect(address)).unwrap();
+        let address = cluster.playground.store_addr().to_string();
+        let security = cluster.security();
+        let channel = runtime.block_on(async { store_channel(&security, &address).unwrap() });
+        let stub = TikvClient::new(channel);
         Writer {
             cluster,
             runtime,
