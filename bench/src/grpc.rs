@@ -147,6 +147,7 @@ fn subscribe(address: &str) -> Result<(CdcClient, pitr_cluster::cdc::CdcEvents)>
             },
             checkpoint_ts: Ts::new(1),
             wanted: Arc::clone(&wanted),
+            alone: false,
         })?;
     }
     Ok((client, events))

@@ -26,6 +26,7 @@ pub fn change_data(data: &[u8]) {
             },
             checkpoint_ts: Ts::new(1),
             wanted: Arc::from([EncodedRange::ALL]),
+            alone: false,
         });
     }
     while feed.next_request().is_some() {}

@@ -19,6 +19,7 @@ mod it {
     mod pd_rules;
     #[path = "../../../interop/pd_servers.rs"]
     mod pd_servers;
+    mod phantom_locks;
     mod raw;
     mod real_pd;
     mod register_rules;

@@ -81,14 +81,7 @@ pub async fn start(cluster: &Cluster, request: Request) -> Result<Started, Failu
     refuse_import(cluster).await?;
     let now = cluster.now().await?;
     let end_ts = resolve_end(request.end.as_ref(), now)?;
-    let mut notes = match request.source {
-        Source::Builtin => own_log_backup::check(cluster, &stores, &request.ranges, now).await?,
-        Source::Cdc if request.allow_r => Vec::new(),
-        Source::Cdc => {
-            refuse_keys_that_get_lost(cluster, &request.ranges, now).await?;
-            Vec::new()
-        }
-    };
+    let mut notes = notes_of_source(cluster, &request, &stores, now).await?;
     notes.extend(juicefs::notes(cluster, &request.ranges, now).await?);
     let mut started = Started {
         storage: storage.uri(),
@@ -155,6 +148,24 @@ fn refuse_versions(stores: &[metapb::Store], request: &Request) -> Result<(), Fa
                 true => Ok(()),
                 false => fitness::safe_version(stores),
             }
+        }
+    }
+}
+
+/// Refuses what whoever tails would not log, or not for long; else what the caller should know.
+async fn notes_of_source(
+    cluster: &Cluster,
+    request: &Request,
+    stores: &[metapb::Store],
+    now: Ts,
+) -> Result<Vec<String>, Failure> {
+    match request.source {
+        Source::Builtin => own_log_backup::check(cluster, stores, &request.ranges, now).await,
+        Source::Cdc => {
+            if !request.allow_r {
+                refuse_keys_that_get_lost(cluster, &request.ranges, now).await?;
+            }
+            Ok(Vec::new())
         }
     }
 }

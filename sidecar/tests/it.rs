@@ -42,6 +42,8 @@ mod parsing;
 mod pauses;
 #[path = "../../interop/pd_servers.rs"]
 mod pd_servers;
+#[path = "it/phantoms.rs"]
+mod phantoms;
 #[path = "it/real_pd/mod.rs"]
 mod real_pd;
 #[path = "it/recovery.rs"]

@@ -13,7 +13,7 @@
 //! after an error event the scan's channel can still deliver rows, and an INITIALIZED, of the dead
 //! subscription. So the n-th subscription of a region on one stream takes request id n: regions
 //! that never failed share id 1, and a pair (request id, region id) is used at most once per
-//! stream. A late event of an old incarnation then names a pair that is no longer known and is
+//! stream. A subscription that is to be told alone takes an id of its own, far above. A late event of an old incarnation then names a pair that is no longer known and is
 //! dropped, and no re-register has to wait for the answer of a deregister.
 //! Source: tikv/tikv `components/cdc/src/{endpoint, delegate, channel}.rs`.
 
@@ -38,6 +38,9 @@ type HashMap<K, V> = std::collections::HashMap<K, V, RandomState>;
 /// Bytes of records that are told at a time.
 pub(super) const BATCH_BYTES: usize = 256 << 10;
 
+/// Request ids above are of one subscription each; no region fails that often on one stream.
+const ALONE: u64 = 1 << 32;
+
 /// In TiCDC's numbering: from 5.3.0 on the store checks the cluster id, below 4.0.8 a multiplexed
 /// stream never carries a resolved ts.
 pub(super) const TICDC_VERSION: &str = "8.5.0";
@@ -53,6 +56,8 @@ pub struct Subscription {
     pub checkpoint_ts: Ts,
     /// Ranges of the task; rows outside are dropped.
     pub wanted: Arc<[EncodedRange]>,
+    /// The store tells its resolved ts by itself, not the smallest of a group of regions.
+    pub alone: bool,
 }
 
 /// What the store calls a subscription.
@@ -81,6 +86,8 @@ pub struct Feed {
     routes: BTreeMap<SubId, Route>,
     /// Per region the last request id used on this stream.
     used: HashMap<u64, u64>,
+    /// Request ids used on this stream by those that are told alone.
+    alone: u64,
     outgoing: VecDeque<ChangeDataRequest>,
     pool: Pool,
     held: usize,
@@ -104,6 +111,7 @@ impl Feed {
             subs: HashMap::default(),
             routes: BTreeMap::new(),
             used: HashMap::default(),
+            alone: 0,
             outgoing: VecDeque::new(),
             pool: Pool::new(budget, spill, options.prewrite_limit as u64),
             held: 0,
@@ -158,14 +166,13 @@ impl Feed {
             region,
             checkpoint_ts,
             wanted,
+            alone,
         } = subscription;
         if self.routes.contains_key(&id) {
             return false;
         }
-        let last = self.used.entry(region.id).or_insert(0);
-        *last += 1;
         let route = Route {
-            request_id: *last,
+            request_id: self.next_request_id(region.id, alone),
             region_id: region.id,
         };
         let range = EncodedRange::new(region.start_key.clone(), region.end_key.clone());
@@ -186,6 +193,16 @@ impl Feed {
         };
         self.outgoing.push_back(request);
         true
+    }
+
+    fn next_request_id(&mut self, region_id: u64, alone: bool) -> u64 {
+        if alone {
+            self.alone += 1;
+            return ALONE + self.alone;
+        }
+        let last = self.used.entry(region_id).or_insert(0);
+        *last += 1;
+        *last
     }
 
     /// Ends a subscription and deregisters it; false if it was over already.
@@ -422,6 +439,7 @@ impl Feed {
         let subs = std::mem::take(&mut self.routes).into_keys().collect();
         self.subs.clear();
         self.used.clear();
+        self.alone = 0;
         self.outgoing.clear();
         self.held = 0;
         self.message.clear();

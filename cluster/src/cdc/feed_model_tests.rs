@@ -113,6 +113,7 @@ fn subscription(id: u64, region_id: u64) -> Subscription {
         },
         checkpoint_ts: Ts::new(1),
         wanted: [EncodedRange::ALL].into(),
+        alone: false,
     }
 }
 

@@ -1,6 +1,8 @@
 //! The feed against what a real store answered (`change-data-transcript.json`), and its rules for
 //! request ids and bounds.
 
+use std::collections::BTreeSet;
+
 use pitr_budget::MemoryBudget;
 use pitr_format::Class;
 use pitr_proto::cdcpb::ChangeDataEvent;
@@ -66,6 +68,7 @@ fn subscription(id: u64, region_id: u64, start: &[u8], end: &[u8]) -> Subscripti
         },
         checkpoint_ts: Ts::new(1),
         wanted: [EncodedRange::ALL].into(),
+        alone: false,
     }
 }
 
@@ -222,6 +225,26 @@ fn a_region_that_registers_again_takes_a_new_request_id_and_late_events_are_drop
     let fresh = "events { region_id: 4 request_id: 2 entries { entries { type: INITIALIZED } } }";
     feed_in(&mut feed, parse("cdcpb.ChangeDataEvent", fresh), &mut out);
     assert_eq!(show(&out[1]), "3 init");
+}
+
+#[test]
+fn who_is_to_be_told_alone_shares_its_request_id_with_nobody() {
+    let mut feed = new_feed();
+    let mut ids = BTreeSet::new();
+    for id in 1..=6 {
+        let alone = id > 3;
+        let asked = Subscription {
+            alone,
+            ..subscription(id, 10 + id % 3, b"", b"")
+        };
+        assert!(feed.subscribe(asked));
+        let request_id = feed.next_request().unwrap().request_id;
+        match alone {
+            true => assert!(ids.insert(request_id), "{request_id}"),
+            false => assert_eq!(request_id, 1),
+        }
+    }
+    assert!(!ids.contains(&1) && ids.len() == 3);
 }
 
 #[test]

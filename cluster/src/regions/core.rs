@@ -181,7 +181,11 @@ impl Core {
             };
             self.start(range, region);
         }
-        for (sub, range, resolved) in self.stalls.due(now) {
+        let check = self.stalls.check(now);
+        for (sub, resolved) in check.repairs {
+            self.repair(sub, resolved, now);
+        }
+        for (sub, range, resolved) in check.looks {
             let range = self.hull(&range);
             self.actions.push_back(Action::LookAtLocks {
                 sub,
@@ -291,6 +295,7 @@ impl Core {
         });
         self.actions.push_back(Action::Subscribe(Subscription {
             id,
+            alone: self.stalls.is_suspect(region.id),
             region,
             checkpoint_ts,
             wanted: self.wanted.clone(),
@@ -493,14 +498,16 @@ impl Core {
 
     /// What the locks of a region say that stood at `asked`.
     pub fn on_looked(&mut self, sub: SubId, asked: Ts, looked: Looked, now: Instant) {
-        if !self.stalls.looked(sub, asked, looked, now) {
-            return;
-        }
+        self.stalls.looked(sub, asked, looked, now);
+    }
+
+    /// Registers a region anew that a lock holds which does not exist.
+    fn repair(&mut self, sub: SubId, resolved: Ts, now: Instant) {
         let text = "the store waits for a lock that does not exist";
         self.actions.push_back(Action::Unsubscribe(sub));
         if let Some(tracked) = self.end(sub, EndReason::new(EndKind::PhantomLock, text)) {
             let (region, range) = (tracked.region_id, tracked.range);
-            tracing::warn!(region, ?range, resolved = %asked, "{text}, registering the region anew");
+            tracing::warn!(region, ?range, %resolved, "{text}, registering the region anew");
             self.load_at(range, now);
         }
     }

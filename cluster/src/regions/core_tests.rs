@@ -68,8 +68,9 @@ impl Rig {
             Action::Load(_) => "load".to_owned(),
             Action::ReadSafePoint => "read".to_owned(),
             Action::Subscribe(s) => {
+                let alone = if s.alone { " alone" } else { "" };
                 format!(
-                    "sub {} region {} from {}",
+                    "sub {} region {} from {}{alone}",
                     s.id.0, s.region.id, s.checkpoint_ts
                 )
             }

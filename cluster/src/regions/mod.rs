@@ -135,7 +135,9 @@ pub enum Holder {
     Lock(HeldLock),
     /// No lock is there: the store waits for one that does not exist.
     Phantom,
-    /// All regions of the store stand still.
+    /// The lock of another one, which the store tells together with it.
+    Neighbour(SubId),
+    /// No region's lock: the store tells nothing, or the same of very many.
     Store,
     /// Its locks could not be looked at.
     Unknown(String),
@@ -157,7 +159,12 @@ impl fmt::Display for Holder {
                 "the store waits for a lock that does not exist (phantom lock); the region was registered \
                  anew, which helps unless another change stream follows it: then move its leader",
             ),
-            Holder::Store => f.write_str("the store sends no resolved ts of any region"),
+            Holder::Neighbour(_) => f.write_str(
+                "the store tells one resolved ts of it and of a region that a lock holds",
+            ),
+            Holder::Store => f.write_str(
+                "the store does not raise its resolved ts, and no lock is there that would hold it",
+            ),
             Holder::Unknown(why) => write!(f, "its locks could not be looked at: {why}"),
         }
     }

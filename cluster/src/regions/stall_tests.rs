@@ -4,15 +4,27 @@
 use bytes::Bytes;
 
 use super::super::Holder;
-use super::tests::{OWN, Rig, key, led_by, region};
+use super::tests::{OWN, Rig, led_by, region};
 use super::*;
 use crate::kv::{HeldLock, LockReport};
 
-fn resolved(rig: &mut Rig, sub: u64, ts: u64) {
+fn resolved(rig: &mut Rig, subs: &[u64], ts: u64) {
     rig.cdc(CdcEvent::Resolved {
-        subs: vec![SubId(sub)],
+        subs: subs.iter().map(|sub| SubId(*sub)).collect(),
         ts: Ts::new(ts),
     });
+}
+
+/// Seconds go by in which the store tells a ts of regions each second; what was done after each.
+fn told_for(rig: &mut Rig, seconds: u64, subs: &[u64], ts: u64) -> Vec<String> {
+    let mut steps = Vec::new();
+    for _ in 0..seconds {
+        rig.wait(1_000);
+        resolved(rig, subs, ts);
+        steps.extend(rig.step());
+    }
+    steps.retain(|step| !step.starts_with("resolved") && !step.starts_with("load all"));
+    steps
 }
 
 fn looks(rig: &mut Rig) -> Vec<String> {
@@ -57,15 +69,39 @@ fn two() -> Rig {
     rig
 }
 
+/// So many regions, live as 1 and so on.
+fn many(count: u64) -> Rig {
+    let mut rig = Rig::new(100);
+    rig.step();
+    let bound = |at: u64| match at {
+        0 => String::new(),
+        at if at == count => String::new(),
+        at => format!("k{at:02}"),
+    };
+    let regions = (0..count).map(|at| {
+        let region = region(at + 10, 5, &bound(at), &bound(at + 1));
+        led_by(OWN, region)
+    });
+    rig.loaded(regions.collect());
+    rig.step();
+    for sub in 1..=count {
+        rig.initialized(sub);
+    }
+    rig.step();
+    rig.safe_point(50);
+    rig.step();
+    rig
+}
+
 #[test]
 fn locks_are_looked_at_after_four_seconds_without_a_step_and_then_every_ten() {
     let mut rig = Rig::live();
     rig.step();
     rig.wait(3_900);
     assert!(looks(&mut rig).is_empty());
-    resolved(&mut rig, 1, 150);
+    resolved(&mut rig, &[1], 150);
     rig.wait(3_900);
-    resolved(&mut rig, 1, 150);
+    resolved(&mut rig, &[1], 150);
     assert!(looks(&mut rig).is_empty(), "the same ts is no step");
     rig.wait(1_100);
     assert_eq!(looks(&mut rig), ["look 1 at 150"]);
@@ -73,14 +109,14 @@ fn locks_are_looked_at_after_four_seconds_without_a_step_and_then_every_ten() {
     assert!(looks(&mut rig).is_empty(), "one look at a time");
     let failed = Looked::Failed("away".to_owned());
     rig.core.on_looked(SubId(1), Ts::new(150), failed, rig.now);
-    assert_eq!(holders(&rig), [(1, Holder::Unknown("away".to_owned()))]);
     rig.wait(1_100);
     assert_eq!(looks(&mut rig), ["look 1 at 150"]);
+    assert_eq!(holders(&rig), [(1, Holder::Unknown("away".to_owned()))]);
     rig.core
         .on_looked(SubId(1), Ts::new(150), Looked::NotBehind, rig.now);
-    assert!(holders(&rig).is_empty());
     rig.wait(9_000);
     assert!(looks(&mut rig).is_empty());
+    assert!(holders(&rig).is_empty());
 }
 
 #[test]
@@ -114,6 +150,7 @@ fn a_live_lock_is_named_and_left_alone_until_the_region_moves() {
         ..LockReport::default()
     };
     answer(&mut rig, 1, 100, report);
+    rig.wait(1_000);
     assert!(rig.step().is_empty());
     assert_eq!(holders(&rig), [(1, Holder::Lock(lock(101)))]);
     let text = holders(&rig)[0].1.to_string();
@@ -121,63 +158,148 @@ fn a_live_lock_is_named_and_left_alone_until_the_region_moves() {
         text.contains("101") && text.contains("6B") && text.contains("9 s"),
         "{text}"
     );
-    resolved(&mut rig, 1, 102);
+    resolved(&mut rig, &[1], 102);
     assert!(holders(&rig).is_empty());
 }
 
 #[test]
 fn a_lock_that_does_not_exist_costs_one_new_registration_an_hour() {
-    let mut rig = two();
-    rig.wait(5_000);
-    resolved(&mut rig, 2, 300);
-    assert_eq!(looks(&mut rig), ["look 1 at 100"]);
+    let mut rig = Rig::live();
+    rig.step();
+    assert_eq!(told_for(&mut rig, 4, &[1], 100), ["look 1 at 100"]);
     answer(&mut rig, 1, 100, LockReport::default());
-    assert_eq!(
-        rig.step(),
-        ["unsub 1", "load", "ended 1 PhantomLock"],
-        "before anything else of the range"
-    );
-    rig.core.on_loaded(
-        EncodedRange::new(key(""), key("m")),
-        Ok(Loaded {
-            regions: vec![led_by(OWN, region(4, 5, "", "m"))],
-            rest: None,
-            safe_point: Ts::new(50),
-        }),
-        rig.now,
-    );
-    assert_eq!(rig.step(), ["sub 3 region 4 from 100", "started 3"]);
-    rig.initialized(3);
+    assert!(rig.step().is_empty(), "the store may not have seen it yet");
+    let steps = told_for(&mut rig, 2, &[1], 100);
+    assert_eq!(steps, ["unsub 1", "ended 1 PhantomLock"]);
+    rig.loaded(vec![led_by(OWN, region(4, 5, "", ""))]);
+    let again = ["sub 2 region 4 from 100 alone", "started 2"];
+    assert_eq!(told_for(&mut rig, 1, &[], 0), again);
+    rig.initialized(2);
     rig.step();
     rig.safe_point(50);
-    rig.wait(5_000);
-    resolved(&mut rig, 2, 301);
-    assert_eq!(looks(&mut rig), ["look 3 at 100"]);
-    answer(&mut rig, 3, 100, LockReport::default());
-    assert!(looks(&mut rig).is_empty());
-    assert_eq!(holders(&rig), [(3, Holder::Phantom)], "told, not repeated");
-    rig.wait(3_600_000);
-    resolved(&mut rig, 2, 302);
-    assert_eq!(looks(&mut rig), ["look 3 at 100"]);
-    answer(&mut rig, 3, 100, LockReport::default());
-    assert!(rig.step().contains(&"unsub 3".to_owned()));
+    for _ in 0..2 {
+        let steps = told_for(&mut rig, 10, &[2], 100);
+        assert_eq!(steps, ["look 2 at 100"], "not repeated");
+        answer(&mut rig, 2, 100, LockReport::default());
+    }
+    assert!(told_for(&mut rig, 3, &[2], 100).is_empty());
+    assert_eq!(holders(&rig), [(2, Holder::Phantom)], "but told");
+    // At another ts it is another lock.
+    assert_eq!(told_for(&mut rig, 5, &[2], 200), ["look 2 at 200"]);
+    answer(&mut rig, 2, 200, LockReport::default());
+    let steps = told_for(&mut rig, 2, &[2], 200);
+    assert_eq!(steps, ["unsub 2", "ended 2 PhantomLock"]);
 }
 
 #[test]
-fn a_store_whose_regions_all_stand_still_has_no_phantoms() {
+fn of_regions_that_are_told_together_only_the_one_with_the_lock_holds() {
     let mut rig = two();
-    rig.wait(5_000);
-    assert_eq!(looks(&mut rig), ["look 1 at 100", "look 2 at 100"]);
+    let looked = told_for(&mut rig, 4, &[1, 2], 100);
+    assert_eq!(looked, ["look 1 at 100", "look 2 at 100"]);
+    answer(&mut rig, 2, 100, LockReport::default());
+    assert!(
+        told_for(&mut rig, 3, &[1, 2], 100).is_empty(),
+        "one is not known"
+    );
+    assert!(holders(&rig).is_empty());
+    let report = LockReport {
+        found: 1,
+        alive: 1,
+        oldest: Some(lock(100)),
+        ..LockReport::default()
+    };
+    answer(&mut rig, 1, 100, report);
+    assert!(told_for(&mut rig, 3, &[1, 2], 100).is_empty());
+    let expect = [
+        (1, Holder::Lock(lock(100))),
+        (2, Holder::Neighbour(SubId(1))),
+    ];
+    assert_eq!(holders(&rig), expect);
+}
+
+#[test]
+fn a_region_that_was_told_more_before_stands_beside_another_one() {
+    for with_lock in [true, false] {
+        let mut rig = two();
+        resolved(&mut rig, &[2], 200);
+        told_for(&mut rig, 4, &[1, 2], 100);
+        answer(&mut rig, 2, 200, LockReport::default());
+        let report = LockReport {
+            oldest: with_lock.then(|| lock(100)),
+            ..LockReport::default()
+        };
+        answer(&mut rig, 1, 100, report);
+        let steps = told_for(&mut rig, 3, &[1, 2], 100);
+        if with_lock {
+            let beside = (2, Holder::Neighbour(SubId(1)));
+            assert_eq!(holders(&rig), [(1, Holder::Lock(lock(100))), beside]);
+            assert!(steps.is_empty(), "{steps:?}");
+        } else {
+            assert_eq!(steps, ["unsub 1", "ended 1 PhantomLock", "load"]);
+        }
+    }
+}
+
+#[test]
+fn regions_that_are_told_together_and_have_no_lock_are_all_registered_anew() {
+    let mut rig = two();
+    told_for(&mut rig, 4, &[1, 2], 100);
     answer(&mut rig, 1, 100, LockReport::default());
-    assert_eq!(holders(&rig), [(1, Holder::Store)]);
+    answer(&mut rig, 2, 100, LockReport::default());
+    let steps = told_for(&mut rig, 2, &[1, 2], 100);
+    let ended = |sub: &str| steps.contains(&format!("ended {sub} PhantomLock"));
+    assert!(ended("1") && ended("2"), "{steps:?}");
+}
+
+#[test]
+fn nothing_is_registered_anew_while_the_locks_of_one_cannot_be_looked_at_or_go() {
     let cleared = LockReport {
         found: 3,
         resolved: 3,
         ..LockReport::default()
     };
-    answer(&mut rig, 2, 100, cleared);
-    assert_eq!(holders(&rig).len(), 1, "locks that go hold nothing");
-    assert!(rig.step().iter().all(|step| !step.starts_with("unsub")));
+    let answers = [
+        Looked::Failed("away".to_owned()),
+        Looked::Locks(cleared),
+        Looked::NotBehind,
+    ];
+    for other in answers {
+        let mut rig = two();
+        told_for(&mut rig, 4, &[1, 2], 100);
+        answer(&mut rig, 1, 100, LockReport::default());
+        rig.core.on_looked(SubId(2), Ts::new(100), other, rig.now);
+        assert!(told_for(&mut rig, 5, &[1, 2], 100).is_empty());
+        assert!(!holders(&rig).iter().any(|(sub, _)| *sub == 1));
+    }
+}
+
+#[test]
+fn a_store_that_tells_nothing_and_one_that_tells_all_of_its_regions_the_same_have_no_phantoms() {
+    let mut rig = two();
+    rig.wait(5_000);
+    assert_eq!(looks(&mut rig), ["look 1 at 100", "look 2 at 100"]);
+    answer(&mut rig, 1, 100, LockReport::default());
+    answer(&mut rig, 2, 100, LockReport::default());
+    rig.wait(5_000);
+    assert!(told_for(&mut rig, 1, &[], 0).is_empty());
+    assert_eq!(holders(&rig), [(1, Holder::Store), (2, Holder::Store)]);
+
+    let (mut rig, subs) = (many(41), (1..=41).collect::<Vec<_>>());
+    for _ in 0..12 {
+        for step in told_for(&mut rig, 1, &subs, 100) {
+            let look: Vec<_> = step.split(' ').collect();
+            assert_eq!(look[0], "look", "{step}");
+            answer(
+                &mut rig,
+                look[1].parse().unwrap(),
+                100,
+                LockReport::default(),
+            );
+        }
+    }
+    told_for(&mut rig, 3, &subs, 100);
+    assert_eq!(holders(&rig).len(), 41);
+    assert!(holders(&rig).iter().all(|(_, held)| *held == Holder::Store));
 }
 
 #[test]
@@ -185,8 +307,8 @@ fn an_answer_that_the_region_has_outrun_means_nothing() {
     let mut rig = two();
     rig.wait(5_000);
     looks(&mut rig);
-    resolved(&mut rig, 1, 200);
-    resolved(&mut rig, 2, 200);
+    resolved(&mut rig, &[1], 200);
+    resolved(&mut rig, &[2], 200);
     answer(&mut rig, 1, 100, LockReport::default());
     assert!(holders(&rig).is_empty());
     assert!(rig.step().iter().all(|step| !step.starts_with("unsub")));
@@ -194,24 +316,7 @@ fn an_answer_that_the_region_has_outrun_means_nothing() {
 
 #[test]
 fn only_some_looks_run_at_a_time_and_the_others_have_their_turn() {
-    let mut rig = Rig::new(100);
-    rig.step();
-    let bound = |at: usize| match at {
-        0 | 20 => String::new(),
-        at => format!("k{at:02}"),
-    };
-    let regions = (0..20usize).map(|at| {
-        let region = region(at as u64 + 10, 5, &bound(at), &bound(at + 1));
-        led_by(OWN, region)
-    });
-    rig.loaded(regions.collect());
-    rig.step();
-    for sub in 1..=20 {
-        rig.initialized(sub);
-    }
-    rig.step();
-    rig.safe_point(50);
-    rig.step();
+    let mut rig = many(20);
     let mut seen = BTreeSet::new();
     for _ in 0..3 {
         rig.wait(5_000);

@@ -130,6 +130,7 @@ fn subscription(id: u64, region_id: u64) -> Subscription {
         },
         checkpoint_ts: Ts::new(5),
         wanted: [EncodedRange::ALL].into(),
+        alone: false,
     }
 }
 

@@ -140,6 +140,7 @@ fn register(feed: &mut Feed, id: SubId, region_id: u64, wanted: &Arc<[EncodedRan
         region,
         checkpoint_ts: Ts::new(1),
         wanted: wanted.clone(),
+        alone: false,
     }));
     feed.next_request().unwrap().request_id
 }

@@ -4,8 +4,8 @@
 //! while the store is asked for something.
 //!
 //! A region has a delegate as long as somebody subscribes it. The delegate's lock table is filled
-//! under the store's write lock when the first subscription is activated; from then on every
-//! applied write keeps it exact.
+//! under the store's write lock when the first subscription is activated; from then on it follows
+//! what is applied, with the gaps of a real store's.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use pitr_restore_worker::engine::rocks::RocksEngine;
 
 use super::queue::{Alive, Queue, Refused};
 use super::resolved::{LockTable, advance, groups};
-use super::rows::{is_reported, rows_of};
+use super::rows::{RowError, ended, is_reported, rows_of};
 use super::scan::View;
 use super::version::Features;
 use crate::store::change::{ApplyObserver, Modify, RegionChange};
@@ -336,28 +336,38 @@ impl Delegate {
         found
     }
 
-    fn track(&mut self, mods: &[Modify]) {
-        let Some(locks) = &mut self.locks else { return };
+    /// As stores from 8.5.4 on: a lock stays until a write record of its transaction is put, its
+    /// removal alone does not count. A rollback that overlaps a commit and is not protected puts
+    /// none, and a range that is deleted neither: such a lock stays although nobody holds it.
+    fn track(&mut self, mods: &[Modify]) -> Result<(), RowError> {
+        let Some(locks) = &mut self.locks else {
+            return Ok(());
+        };
         for change in mods {
             match change {
                 Modify::Put {
                     cf: EngineCf::Lock,
                     key,
                     value,
-                } => match LockRecord::parse(value) {
-                    Ok(lock) if matches!(lock.kind, LockKind::Put | LockKind::Delete) => {
+                } => {
+                    let lock = LockRecord::parse(value).map_err(|e| RowError::new(key, e))?;
+                    if matches!(lock.kind, LockKind::Put | LockKind::Delete) {
                         locks.track(key.clone(), lock.start_ts);
                     }
-                    // A pessimistic lock may follow a prewritten one of a transaction that ended.
-                    _ => locks.untrack(key),
-                },
-                Modify::Delete {
-                    cf: EngineCf::Lock,
+                }
+                Modify::Put {
+                    cf: EngineCf::Write,
                     key,
-                } => locks.untrack(key),
+                    value,
+                } => {
+                    if let Some((encoded, start_ts)) = ended(key, value)? {
+                        locks.untrack(&encoded, start_ts);
+                    }
+                }
                 _ => {}
             }
         }
+        Ok(())
     }
 
     /// Sends the rows of one command; ends who cannot take them.
@@ -396,12 +406,12 @@ impl ApplyObserver for Hub {
         let Some(delegate) = delegates.get_mut(&region_id) else {
             return;
         };
-        delegate.track(mods);
+        let tracked = delegate.track(mods);
         let any = delegate.members.iter().any(|m| m.stage > Stage::Pending);
         if !any {
             return;
         }
-        match rows_of(mods, one_pc, &View::now(&self.engine)) {
+        match tracked.and_then(|()| rows_of(mods, one_pc, &View::now(&self.engine))) {
             Ok(rows) if rows.is_empty() => {}
             Ok(rows) => delegate.broadcast(&rows),
             Err(error) => {

@@ -24,9 +24,11 @@ impl LockTable {
         self.locks.insert(key, start_ts);
     }
 
-    /// The lock of a key is gone.
-    pub fn untrack(&mut self, key: &[u8]) {
-        self.locks.remove(key);
+    /// The transaction that began at `start_ts` has ended at a key.
+    pub fn untrack(&mut self, key: &[u8], start_ts: Ts) {
+        if self.locks.get(key) == Some(&start_ts) {
+            self.locks.remove(key);
+        }
     }
 
     /// The smallest start ts in `range`.
@@ -80,7 +82,9 @@ mod tests {
         assert_eq!(at(EncodedRange::new("c", "")), 50);
         assert_eq!(at(EncodedRange::new("d", "e")), 100);
         let mut locks = locks;
-        locks.untrack(b"c");
+        locks.untrack(b"c", Ts::new(49));
+        assert_eq!(advance(Ts::ZERO, now, &locks, &EncodedRange::ALL).get(), 50);
+        locks.untrack(b"c", Ts::new(50));
         assert_eq!(advance(Ts::ZERO, now, &locks, &EncodedRange::ALL).get(), 70);
     }
 

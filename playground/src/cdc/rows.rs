@@ -113,6 +113,21 @@ pub fn rows_of(
     Ok(finished.map(|(key, draft)| (key, draft.row)).collect())
 }
 
+/// The encoded key and start ts of the transaction whose end at that key a write record tells;
+/// none for records that are neither data nor a rollback.
+pub fn ended(key: &Bytes, value: &Bytes) -> Result<Option<(Bytes, Ts)>, RowError> {
+    let failed = |e: &dyn std::fmt::Display| RowError::new(key, e);
+    let (encoded, commit_ts) = split_versioned(key).map_err(|e| failed(&e))?;
+    let write = WriteRecord::parse(value).map_err(|e| failed(&e))?;
+    let start_ts = match (write.gc_fence, write.kind) {
+        // A commit record rewritten by a protected rollback at its own commit ts.
+        (Some(_), _) => commit_ts,
+        (None, WriteType::Lock) => return Ok(None),
+        (None, _) => write.start_ts,
+    };
+    Ok(Some((key.slice_ref(encoded), start_ts)))
+}
+
 /// Fills a row from a write record; false if the record is none that is reported.
 fn apply_write(
     draft: &mut Draft,

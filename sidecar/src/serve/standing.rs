@@ -101,9 +101,9 @@ impl Regions {
     pub fn held(&self, store_id: u64, holders: BTreeMap<u64, Holder>) {
         let mut known = self.0.lock();
         if let Some(new) = holders.iter().find(|(sub, holder)| {
-            let old = known.held.get(&store_id);
-            old.and_then(|old| old.get(sub))
-                .is_none_or(|old| differs(old, holder))
+            let old = known.held.get(&store_id).and_then(|old| old.get(sub));
+            let beside = matches!(holder, Holder::Neighbour(_));
+            !beside && old.is_none_or(|old| differs(old, holder))
         }) {
             let region = known.tailed.get(new.0).map(|tailed| tailed.region_id);
             tracing::warn!(store = store_id, region, "the checkpoint waits: {}", new.1);
@@ -134,7 +134,7 @@ impl Regions {
         if time::lag(now, ts) <= usual {
             return None;
         }
-        let found = self.0.lock().at(&range.start);
+        let found = self.0.lock().at(&range);
         Some(HeldBy {
             store_id: found.store_id,
             region_id: found.region_id,
@@ -165,12 +165,17 @@ impl Known {
         }
     }
 
-    /// The region at a key and why it holds the checkpoint, as far as known.
-    fn at(&self, key: &[u8]) -> Found {
+    /// The region of a range that stands at one ts and why it holds the checkpoint, as far as known:
+    /// one of which a reason is known, else the first.
+    fn at(&self, range: &EncodedRange) -> Found {
+        let key = &range.start[..];
+        let reason = |(sub, tailed): &(&u64, &Tailed)| self.holder(**sub, tailed).is_some();
+        let inside = |(_, tailed): &(&u64, &Tailed)| tailed.range.intersect(range).is_some();
         let mut tailed = self.tailed.iter();
-        if let Some((sub, tailed)) = tailed.find(|(_, one)| one.range.contains(key)) {
-            let held = self.held.get(&tailed.store_id);
-            return Found::tailed(tailed, held.and_then(|held| held.get(sub)));
+        let known = tailed.find(|one| reason(one) && inside(one));
+        let first = || self.tailed.iter().find(|(_, one)| one.range.contains(key));
+        if let Some((sub, tailed)) = known.or_else(first) {
+            return self.tailed_as(*sub, tailed);
         }
         if let Some(located) = self.located.as_ref().filter(|at| at.range.contains(key)) {
             return Found::elsewhere(located);
@@ -189,6 +194,23 @@ impl Known {
                 ..Found::default()
             },
         }
+    }
+}
+
+impl Known {
+    fn holder(&self, sub: u64, tailed: &Tailed) -> Option<&Holder> {
+        self.held.get(&tailed.store_id)?.get(&sub)
+    }
+
+    /// A region that is tailed; where it only stands beside another one, that other.
+    fn tailed_as(&self, sub: u64, tailed: &Tailed) -> Found {
+        let holder = self.holder(sub, tailed);
+        if let Some(Holder::Neighbour(other)) = holder
+            && let Some(culprit) = self.tailed.get(&other.0)
+        {
+            return Found::tailed(culprit, self.holder(other.0, culprit));
+        }
+        Found::tailed(tailed, holder)
     }
 }
 
@@ -266,6 +288,7 @@ impl Rate {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
+    use pitr_cluster::cdc::SubId;
     use pitr_cluster::kv::HeldLock;
 
     use super::*;
@@ -327,6 +350,15 @@ mod tests {
         regions.held(7, BTreeMap::from([(1, Holder::Phantom)]));
         assert!(held(&regions, None).unwrap().reason.contains("phantom"));
 
+        // Behind the range that is asked about, but told together with its region.
+        regions.started(3, 7, 46, range("x", "y"));
+        let beside = [(1, Holder::Neighbour(SubId(3))), (3, Holder::Phantom)];
+        regions.held(7, BTreeMap::from(beside));
+        let found = held(&regions, None).unwrap();
+        assert_eq!(found.region_id, Some(46));
+        assert!(found.reason.contains("phantom"));
+        regions.ended(3, String::new());
+
         regions.ended(1, "not leader".to_owned());
         let ended = held(&regions, None).unwrap();
         assert_eq!(ended.region_id, Some(44));
@@ -338,6 +370,16 @@ mod tests {
             (again.region_id, again.reason.as_str()),
             (Some(45), "the storage is full")
         );
+    }
+
+    #[test]
+    fn of_several_regions_that_stand_together_the_one_with_a_reason_is_named() {
+        let regions = Regions::default();
+        regions.started(1, 7, 44, range("a", "bm"));
+        regions.started(2, 7, 45, range("bm", "z"));
+        assert_eq!(held(&regions, None).unwrap().region_id, Some(44));
+        regions.held(7, BTreeMap::from([(2, Holder::Phantom)]));
+        assert_eq!(held(&regions, None).unwrap().region_id, Some(45));
     }
 
     #[test]
