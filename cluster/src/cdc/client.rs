@@ -189,7 +189,7 @@ impl CdcClient {
 
     /// Subscribes a region. The answer comes as events.
     pub fn subscribe(&self, subscription: Subscription) -> Result<(), CdcError> {
-        self.send(Command::Subscribe(subscription))
+        self.send(Command::Subscribe(Box::new(subscription)))
     }
 
     /// Gives a subscription back. Events of it may still be queued; no `Ended` follows.

@@ -33,7 +33,7 @@ const MAX_MESSAGE: usize = 256 << 20;
 const REQUESTS: usize = 256;
 
 pub(super) enum Command {
-    Subscribe(Subscription),
+    Subscribe(Box<Subscription>),
     Unsubscribe(SubId),
 }
 
@@ -172,7 +172,7 @@ impl Driver {
         match command {
             Command::Subscribe(subscription) => {
                 let id = subscription.id;
-                if !self.feed.subscribe(subscription) {
+                if !self.feed.subscribe(*subscription) {
                     tracing::error!(sub = id.0, "subscription id is in use, ignored");
                 }
             }
