@@ -294,8 +294,8 @@ codes! {
     FlushesTooRare = 1316 {
         title: "Flushes are too rare for the history that GC leaves",
         cause: "The keys look like those of a JuiceFS volume and PD has no GC states, so that clients of JuiceFS move GC past what holds it; `log-backup.max-flush-interval` is more than a quarter of the history that GC has left.",
-        effect: "Nothing is tailed; the checkpoint stays.",
-        action: "Lower `log-backup.max-flush-interval`, or raise `gc-interval` of every JuiceFS mount; it is tried again by itself."
+        effect: "Nothing is tailed; a task that runs keeps its checkpoint, and one that `log start` was asked for is not registered.",
+        action: "Lower `log-backup.max-flush-interval`, or raise `gc-interval` of every JuiceFS mount; a sidecar tries again by itself, `log start --source builtin` does not."
     }
     NoBackupMeta = 1401 {
         title: "The archive has no `backupmeta`",

@@ -14,6 +14,7 @@ use crate::admin::client;
 use crate::cluster::Cluster;
 use crate::codes::Code;
 use crate::failure::Failure;
+use crate::front::status::BY_SIDECAR;
 use crate::juicefs;
 use crate::ranges::RawRange;
 
@@ -23,7 +24,7 @@ const AT_A_TIME: usize = 16;
 /// What a store says of its own log backup.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct OwnLogBackup {
-    /// Whether it is on.
+    /// Whether it is on; what a sidecar's status front says to BR is not.
     pub enable: bool,
     /// Longest time between two flushes, if it says so in a way that can be read.
     pub max_flush_interval: Option<Duration>,
@@ -45,8 +46,9 @@ fn parse(page: &[u8]) -> Result<OwnLogBackup, String> {
         .map_err(|error| format!("what answers is no configuration: {error}"))?;
     let log_backup = &config["log-backup"];
     let interval = log_backup["max-flush-interval"].as_str();
+    let by_sidecar = log_backup[BY_SIDECAR] == Value::Bool(true);
     Ok(OwnLogBackup {
-        enable: log_backup["enable"] == Value::Bool(true),
+        enable: log_backup["enable"] == Value::Bool(true) && !by_sidecar,
         max_flush_interval: interval.and_then(|text| humantime::parse_duration(text).ok()),
     })
 }
@@ -72,7 +74,8 @@ pub(crate) async fn check(
         .map(|(store, _)| store.as_str())
         .collect();
     if !off.is_empty() {
-        let what = "`log-backup.enable` is not true, so TiKV writes no log there";
+        let what = "TiKV's own log backup is off there (`log-backup.enable` is not true, or a sidecar's \
+                    status front says so instead of TiKV)";
         return Err(Failure::new(Code::NoOwnLogBackup, what).at(off.join(", ")));
     }
     let known = answers
@@ -119,6 +122,10 @@ mod tests {
             (
                 r#"{"log-backup":{"enable":true,"max-flush-interval":"soon"}}"#,
                 Some((true, None)),
+            ),
+            (
+                r#"{"log-backup":{"enable":true,"by-sidecar":true}}"#,
+                Some((false, None)),
             ),
             ("[]", Some((false, None))),
             ("{", None),

@@ -453,6 +453,15 @@ impl Feed {
     }
 }
 
+/// The range that the store takes a subscription of a region for.
+pub(crate) fn registered_range(region: &EncodedRange, wanted: &[EncodedRange]) -> EncodedRange {
+    let (start, end) = register_bounds(region, wanted);
+    match start.is_empty() && end.is_empty() {
+        true => region.clone(),
+        false => EncodedRange::new(start, end),
+    }
+}
+
 /// The bounds to register: the hull of what is wanted of the region if both ends are valid encoded
 /// keys, else none. The store falls back to the whole region when *either* does not decode.
 fn register_bounds(region: &EncodedRange, wanted: &[EncodedRange]) -> (Bytes, Bytes) {

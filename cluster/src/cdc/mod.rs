@@ -23,6 +23,7 @@ mod wire;
 
 pub use client::{Address, CdcClient, CdcError, CdcEvents, CdcOptions, CdcStats};
 pub use event::{CdcEvent, EndKind, EndReason, SubId};
+pub(crate) use feed::registered_range;
 pub use feed::{Feed, Subscription};
 pub use matcher::MatchError;
 pub use pool::NoRoom;

@@ -13,7 +13,7 @@ use super::index::RangeIndex;
 use super::penalty::Penalties;
 use super::stalls::{Looked, Stalls};
 use super::{FrontierFn, TrackerEvent, TrackerOptions, TrackerStats};
-use crate::cdc::{CdcEvent, EndKind, EndReason, SubId, Subscription};
+use crate::cdc::{CdcEvent, EndKind, EndReason, SubId, Subscription, registered_range};
 use crate::pd::Region;
 
 /// Loads that may run at a time.
@@ -186,7 +186,8 @@ impl Core {
             self.repair(sub, resolved, now);
         }
         for (sub, range, resolved) in check.looks {
-            let range = self.hull(&range);
+            // Every lock that the store counts, also where the task wants nothing.
+            let range = registered_range(&range, &self.wanted);
             self.actions.push_back(Action::LookAtLocks {
                 sub,
                 range,
@@ -308,16 +309,6 @@ impl Core {
         parts.map(|part| (self.frontier)(&part)).min()
     }
 
-    /// What the task wants of a range, with what lies between.
-    fn hull(&self, range: &EncodedRange) -> EncodedRange {
-        let mut parts = self.wanted.iter().filter_map(|w| w.intersect(range));
-        let Some(first) = parts.next() else {
-            return range.clone();
-        };
-        let end = parts.next_back().map_or(first.end, |last| last.end);
-        EncodedRange::new(first.start, end)
-    }
-
     /// The range cannot be continued without a hole.
     fn gap(&mut self, range: EncodedRange, checkpoint_ts: Ts) {
         tracing::error!(
@@ -349,14 +340,14 @@ impl Core {
                 }
             }
             CdcEvent::Resolved { mut subs, ts } => {
+                for sub in &subs {
+                    self.stalls.resolved(*sub, ts, now);
+                }
                 let live = |id: &SubId| {
                     let sub = self.subs.get(id);
                     sub.is_some_and(|sub| sub.state == State::Live)
                 };
                 subs.retain(live);
-                for sub in &subs {
-                    self.stalls.resolved(*sub, ts, now);
-                }
                 if !subs.is_empty() {
                     self.events.push_back(TrackerEvent::Resolved { subs, ts });
                 }

@@ -329,7 +329,7 @@ impl World {
         }
         let looked = match fails {
             true => Looked::Failed(String::new()),
-            false => Looked::Locks(report),
+            false => Looked::Locks(report, Ts::new(self.ts)),
         };
         self.core.on_looked(sub, asked, looked, self.now);
         self.settle();
@@ -627,7 +627,10 @@ impl World {
                     }
                 }
             }
-            TrackerEvent::Ended { sub, .. } => {
+            TrackerEvent::Ended { sub, reason } => {
+                let phantom = reason.kind == EndKind::PhantomLock;
+                let mut streams = self.streams.values();
+                assert!(!phantom || streams.any(|stream| stream.stuck.is_some()));
                 assert!(self.claims.remove(&sub).is_some(), "ended twice");
             }
             TrackerEvent::Gap {

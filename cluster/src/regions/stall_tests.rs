@@ -42,7 +42,7 @@ fn lock(start_ts: u64) -> HeldLock {
 }
 
 fn answer(rig: &mut Rig, sub: u64, asked: u64, report: LockReport) {
-    let looked = Looked::Locks(report);
+    let looked = Looked::Locks(report, Ts::ZERO);
     rig.core
         .on_looked(SubId(sub), Ts::new(asked), looked, rig.now);
 }
@@ -241,6 +241,48 @@ fn a_region_that_was_told_more_before_stands_beside_another_one() {
 }
 
 #[test]
+fn a_lock_that_began_later_than_the_ts_that_is_told_hides_no_phantom() {
+    let younger = || LockReport {
+        found: 1,
+        alive: 1,
+        oldest: Some(lock(3_000)),
+        ..LockReport::default()
+    };
+    for (first, second) in [
+        (LockReport::default(), younger()),
+        (younger(), LockReport::default()),
+        (younger(), younger()),
+    ] {
+        let mut rig = two();
+        told_for(&mut rig, 4, &[1, 2], 100);
+        answer(&mut rig, 1, 100, first);
+        answer(&mut rig, 2, 100, second);
+        let steps = told_for(&mut rig, 3, &[1, 2], 100);
+        let ended = |sub: &str| steps.contains(&format!("ended {sub} PhantomLock"));
+        assert!(ended("1") && ended("2"), "{steps:?}");
+    }
+}
+
+#[test]
+fn a_look_counts_when_the_store_has_told_something_later_than_it() {
+    let mut rig = many(9);
+    let all: Vec<_> = (1..=9).collect();
+    // What is read now was told long ago: the lock that it speaks of is gone.
+    resolved(&mut rig, &[9], 300);
+    told_for(&mut rig, 4, &all[..8], 200);
+    for sub in &all[..8] {
+        let looked = Looked::Locks(LockReport::default(), Ts::new(900));
+        rig.core
+            .on_looked(SubId(*sub), Ts::new(200), looked, rig.now);
+    }
+    let ended = |steps: &[String]| steps.iter().any(|step| step.contains("PhantomLock"));
+    resolved(&mut rig, &[9], 899);
+    assert!(!ended(&told_for(&mut rig, 3, &all[..8], 200)));
+    resolved(&mut rig, &[9], 901);
+    assert!(ended(&told_for(&mut rig, 1, &all[..8], 200)));
+}
+
+#[test]
 fn regions_that_are_told_together_and_have_no_lock_are_all_registered_anew() {
     let mut rig = two();
     told_for(&mut rig, 4, &[1, 2], 100);
@@ -260,7 +302,7 @@ fn nothing_is_registered_anew_while_the_locks_of_one_cannot_be_looked_at_or_go()
     };
     let answers = [
         Looked::Failed("away".to_owned()),
-        Looked::Locks(cleared),
+        Looked::Locks(cleared, Ts::ZERO),
         Looked::NotBehind,
     ];
     for other in answers {

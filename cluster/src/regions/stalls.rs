@@ -10,12 +10,12 @@
 //! ts are judged together. If one of them has a lock, the others only stand beside it; so does who
 //! was told more before. If nobody has one and the store goes on telling that ts, one of them has a
 //! phantom lock; which one is not known, so all are registered anew, each outside of any group: the
-//! innocent go on by themselves then.
+//! innocent go on by themselves then. Some may wrongly be: what the store tells waits in queues, so
+//! a look is judged only after the store told something later than it, and repairs are counted.
 //! Limits: pingcap/ticdc `logservice/logpuller/resolve_lock_rate_limiter.go`; groups: tikv/tikv
 //! `components/cdc/src/endpoint.rs`.
 
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 use std::time::Duration;
 
 use pitr_format::{EncodedRange, Ts};
@@ -29,13 +29,16 @@ use crate::kv::{HeldLock, LockReport};
 pub(super) const STALL: Duration = Duration::from_secs(4);
 /// A region's locks are looked at that often at most.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
-/// A region is registered anew for a lock that began at the same ts that often at most.
+/// A region is registered anew for a lock that began at the same ts that often at most, and
+/// [`REPAIRS`] times in all.
 const REPAIR_AGAIN: Duration = Duration::from_secs(3600);
+const REPAIRS: usize = 3;
 /// A ts that the store tells that long after a look still stands without the locks that were there.
 const SETTLED: Duration = Duration::from_secs(1);
-/// The slowest groups of a store have 8 and 32 regions: more of them do not wait for one region's
-/// lock, but for the store.
-const GROUPED: usize = 40;
+/// The slowest group of a store.
+const SLOWEST: usize = 8;
+/// The two slowest: more regions do not wait for one region's lock, but for the store.
+const GROUPED: usize = SLOWEST + 32;
 /// Looks that may run at a time.
 const LOOKS: usize = 8;
 /// How often it is looked who stands still.
@@ -46,18 +49,16 @@ const CHECK: Duration = Duration::from_secs(1);
 pub(super) enum Looked {
     /// PD's clock is not [`STALL`] ahead of it.
     NotBehind,
-    /// The locks at or below a ts that is behind its resolved ts.
-    Locks(LockReport),
+    /// The locks at or a little above its resolved ts, and PD's time when they were looked at.
+    Locks(LockReport, Ts),
     /// Nobody knows.
     Failed(String),
 }
 
 /// What the last look showed while the region stood where it stands.
 enum Seen {
-    /// Of a client that is alive.
-    Lock(HeldLock),
-    /// No lock.
-    Nothing,
+    /// The oldest lock of a client that is alive, if there is one, and PD's time then.
+    Oldest(Option<HeldLock>, Ts),
     /// Locks that go now, or no stall.
     Moving,
     Failed(String),
@@ -99,10 +100,39 @@ impl Watched {
         self.told_ts == self.most_told
     }
 
-    /// Whether the store told the same ts again when it had had the time to see that no lock is there.
-    fn stands_without_lock(&self) -> bool {
-        matches!(self.seen, Some((at, Seen::Nothing)) if self.told >= at + SETTLED)
+    /// The lock that holds the ts told last, as seen: one that began later does not.
+    fn lock(&self) -> Option<&HeldLock> {
+        let stands_at = match self.told_ts.is_zero() {
+            true => self.resolved,
+            false => self.told_ts,
+        };
+        match &self.seen {
+            Some((_, Seen::Oldest(oldest, _))) => oldest
+                .as_ref()
+                .filter(|lock| lock.start_ts <= stands_at.next()),
+            _ => None,
+        }
     }
+
+    /// Whether the store told the same ts again after it was seen that no lock holds it. What the
+    /// store tells waits in queues: `newest` is what it told of any region, if that proves anything.
+    fn stands_without_lock(&self, newest: Option<Ts>) -> bool {
+        match &self.seen {
+            Some((at, Seen::Oldest(_, now))) => {
+                let later = newest.is_none_or(|newest| newest > *now);
+                self.lock().is_none() && later && self.told >= *at + SETTLED
+            }
+            _ => false,
+        }
+    }
+}
+
+/// Regions that were told the same ts last and stand still.
+#[derive(Default)]
+struct Together {
+    subs: Vec<SubId>,
+    /// Others were told it too that do not stand yet, or cannot be looked at yet.
+    unknown: bool,
 }
 
 /// What a check asks for.
@@ -119,6 +149,10 @@ pub(super) struct Stalls {
     subs: BTreeMap<SubId, Watched>,
     /// Region and ts that it was told → when it was registered anew for a lock that does not exist.
     repaired: BTreeMap<(u64, Ts), Instant>,
+    /// The largest ts that was told of any region.
+    newest: Ts,
+    /// Ts that were told of regions that are not live yet, and when.
+    foreign: BTreeMap<Ts, Instant>,
     running: usize,
     check_due: Instant,
 }
@@ -128,6 +162,8 @@ impl Stalls {
         Stalls {
             subs: BTreeMap::new(),
             repaired: BTreeMap::new(),
+            newest: Ts::ZERO,
+            foreign: BTreeMap::new(),
             running: 0,
             check_due: now,
         }
@@ -162,8 +198,11 @@ impl Stalls {
         self.subs.remove(&sub);
     }
 
+    /// The store told a ts of a region, live or not.
     pub fn resolved(&mut self, sub: SubId, ts: Ts, now: Instant) {
+        self.newest = self.newest.max(ts);
         let Some(watched) = self.subs.get_mut(&sub) else {
+            self.foreign.insert(ts, now);
             return;
         };
         (watched.told, watched.told_ts) = (now, ts);
@@ -180,12 +219,23 @@ impl Stalls {
             return Check::default();
         }
         self.check_due = now + CHECK;
-        let mut together: BTreeMap<Ts, Vec<SubId>> = BTreeMap::new();
+        let recent = |at: &Instant, within| now.saturating_duration_since(*at) < within;
+        self.repaired.retain(|_, at| recent(at, REPAIR_AGAIN));
+        self.foreign.retain(|_, at| recent(at, STALL));
+        let mut together: BTreeMap<Ts, Together> = BTreeMap::new();
         for (id, watched) in self.subs.iter().filter(|(_, sub)| sub.stands(now)) {
-            together.entry(watched.told_ts).or_default().push(*id);
+            together.entry(watched.told_ts).or_default().subs.push(*id);
+        }
+        for watched in self.subs.values().filter(|sub| !sub.stands(now)) {
+            if let Some(group) = together.get_mut(&watched.told_ts) {
+                group.unknown = true;
+            }
+        }
+        for (ts, group) in &mut together {
+            group.unknown |= self.foreign.contains_key(ts);
         }
         let judged = together.iter();
-        let repairs = judged.flat_map(|(ts, subs)| self.judge(*ts, subs, now));
+        let repairs = judged.flat_map(|(ts, group)| self.judge(*ts, group, now));
         Check {
             repairs: repairs.collect(),
             looks: self.looks(now),
@@ -207,42 +257,55 @@ impl Stalls {
     }
 
     /// Says what holds the regions that were told `ts` last, and gives those to be registered anew.
-    fn judge(&mut self, ts: Ts, subs: &[SubId], now: Instant) -> Vec<(SubId, Ts)> {
+    fn judge(&mut self, ts: Ts, group: &Together, now: Instant) -> Vec<(SubId, Ts)> {
         let of = |id: &SubId| Some((*id, self.subs.get(id)?));
-        let told = subs.iter().filter_map(of);
+        let told = group.subs.iter().filter_map(of);
         let told: Vec<_> = told.filter(|(_, sub)| !sub.is_silent(now)).collect();
-        let has_lock = |sub: &Watched| matches!(sub.seen, Some((_, Seen::Lock(_))));
-        let locked = told.iter().find(|(_, sub)| has_lock(sub));
+        let locked = told.iter().find(|(_, sub)| sub.lock().is_some());
         let suspects: Vec<_> = told.iter().filter(|(_, sub)| sub.may_hold()).collect();
         let many = suspects.len() > GROUPED;
-        let phantom = !many && suspects.iter().all(|(_, sub)| sub.stands_without_lock());
+        // A store of one group tells nothing of others that would prove anything.
+        let newest = (self.subs.len() > SLOWEST).then_some(self.newest);
+        let phantom = locked.is_none()
+            && !group.unknown
+            && !many
+            && suspects
+                .iter()
+                .all(|(_, sub)| sub.stands_without_lock(newest));
         let culprit = locked.or_else(|| suspects.first().copied().filter(|_| phantom));
         let culprit = culprit.map(|(id, _)| *id);
-        let phantom = phantom && locked.is_none();
-        self.repaired
-            .retain(|_, at| now.saturating_duration_since(*at) < REPAIR_AGAIN);
         let mut repairs = Vec::new();
-        for id in subs {
+        for id in &group.subs {
             let Some(watched) = self.subs.get_mut(id) else {
                 continue;
             };
             let holder = match &watched.seen {
                 None | Some((_, Seen::Moving)) => None,
-                Some((_, Seen::Lock(lock))) => Some(Holder::Lock(lock.clone())),
                 Some((_, Seen::Failed(why))) => Some(Holder::Unknown(why.clone())),
-                Some((_, Seen::Nothing)) if many || watched.is_silent(now) => Some(Holder::Store),
-                Some((_, Seen::Nothing)) if phantom && watched.may_hold() => Some(Holder::Phantom),
-                Some((_, Seen::Nothing)) => culprit.map(Holder::Neighbour),
+                Some((_, Seen::Oldest(younger, _))) => match watched.lock() {
+                    Some(lock) => Some(Holder::Lock(lock.clone())),
+                    None if watched.is_silent(now) => Some(Holder::Store),
+                    None if phantom && watched.may_hold() => Some(Holder::Phantom),
+                    None if culprit.is_some() => culprit.map(Holder::Neighbour),
+                    None if many => Some(Holder::Store),
+                    None => younger.clone().map(Holder::Lock),
+                },
             };
-            if holder == Some(Holder::Phantom)
-                && let Entry::Vacant(first) = self.repaired.entry((watched.region_id, ts))
-            {
-                first.insert(now);
+            let region_id = watched.region_id;
+            let is_phantom = holder == Some(Holder::Phantom);
+            watched.holder = holder;
+            if is_phantom && self.may_repair(region_id, ts) {
+                self.repaired.insert((region_id, ts), now);
                 repairs.push((*id, ts));
             }
-            watched.holder = holder;
         }
         repairs
+    }
+
+    fn may_repair(&self, region_id: u64, ts: Ts) -> bool {
+        let of_region = (region_id, Ts::ZERO)..=(region_id, Ts::new(u64::MAX));
+        let before = self.repaired.range(of_region).count();
+        before < REPAIRS && !self.repaired.contains_key(&(region_id, ts))
     }
 
     /// Whether a region was registered anew for a phantom lock lately: it is told by itself from then
@@ -272,12 +335,11 @@ impl Stalls {
         let seen = match looked {
             Looked::NotBehind => Seen::Moving,
             Looked::Failed(why) => Seen::Failed(why),
-            Looked::Locks(report) => match report.oldest {
-                Some(lock) => Seen::Lock(lock),
-                // They go now; the store tells soon.
-                None if report.resolved > 0 => Seen::Moving,
-                None => Seen::Nothing,
-            },
+            // They go now; the store tells soon.
+            Looked::Locks(report, _) if report.oldest.is_none() && report.resolved > 0 => {
+                Seen::Moving
+            }
+            Looked::Locks(report, at) => Seen::Oldest(report.oldest, at),
         };
         watched.seen = Some((now, seen));
     }

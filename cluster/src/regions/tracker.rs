@@ -197,7 +197,7 @@ async fn look(
         return Ok(Looked::NotBehind);
     }
     let report = resolve_locks(stores, range, behind, LockMode::LeaveAlive).await?;
-    Ok(Looked::Locks(report))
+    Ok(Looked::Locks(report, now))
 }
 
 fn failed(error: PdError) -> LoadFailed {

@@ -26,6 +26,9 @@ use super::exposition;
 use crate::admin::Metrics;
 use crate::failure::chain;
 
+/// Beside `log-backup.enable` where it is true of the sidecar and not of TiKV, so that our own tools can
+/// tell the two.
+pub const BY_SIDECAR: &str = "by-sidecar";
 /// Largest page that is changed on its way: TiKV's metrics take some megabytes.
 const PAGE_LIMIT: usize = 64 << 20;
 /// How long a store that cannot be reached is waited for before the caller is told.
@@ -178,7 +181,9 @@ fn enabled(config: &[u8]) -> Result<String, String> {
     let Some(section) = section.as_object_mut() else {
         return Err("its `log-backup` is no section".to_owned());
     };
-    section.insert("enable".to_owned(), true.into());
+    if section.insert("enable".to_owned(), true.into()) != Some(true.into()) {
+        section.insert(BY_SIDECAR.to_owned(), true.into());
+    }
     serde_json::to_string_pretty(&config).map_err(|error| error.to_string())
 }
 

@@ -236,6 +236,10 @@ async fn two_pages_are_changed_and_keep_what_is_the_stores() {
     let body = config.split("\r\n\r\n").nth(1).unwrap();
     let config: serde_json::Value = serde_json::from_str(body).unwrap();
     assert_eq!(config["log-backup"]["enable"], true);
+    assert_eq!(
+        config["log-backup"]["by-sidecar"], true,
+        "TiKV's own is off"
+    );
     assert_eq!(config["log-backup"]["num-threads"], 2);
     assert_eq!(config["raftstore"]["x"], 1);
     let metrics = http(front.addr(), &get("/metrics")).await;
