@@ -287,6 +287,12 @@ fn both_bounds_are_sent_or_none() {
     assert_eq!(register_bounds(&last, &all), none);
     let odd = EncodedRange::new(key(b"b"), Bytes::from_static(b"raw"));
     assert_eq!(register_bounds(&odd, &all), none);
+    // Without bounds the store counts the locks of all of the region.
+    let first = [EncodedRange::new(Bytes::new(), key(b"m"))];
+    let from_zero = EncodedRange::new(Bytes::new(), key(b"y"));
+    assert_eq!(registered_range(&from_zero, &first), from_zero);
+    let part = EncodedRange::new(key(b"m"), key(b"u"));
+    assert_eq!(registered_range(&region, &two), part);
 }
 
 #[test]

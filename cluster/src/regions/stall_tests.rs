@@ -264,6 +264,81 @@ fn a_lock_that_began_later_than_the_ts_that_is_told_hides_no_phantom() {
 }
 
 #[test]
+fn regions_that_move_hide_no_phantom_although_the_store_tells_its_ts_of_them_too() {
+    let mut rig = two();
+    let mut steps = Vec::new();
+    for second in 1..10 {
+        rig.wait(1_000);
+        resolved(&mut rig, &[2], 1_000 + second);
+        resolved(&mut rig, &[1, 2], 100);
+        for step in rig.step() {
+            if step == "look 1 at 100" {
+                answer(&mut rig, 1, 100, LockReport::default());
+            }
+            steps.push(step);
+        }
+    }
+    assert!(
+        steps.contains(&"ended 1 PhantomLock".to_owned()),
+        "{steps:?}"
+    );
+    assert!(
+        !steps.iter().any(|step| step.contains("look 2")),
+        "{steps:?}"
+    );
+}
+
+#[test]
+fn a_region_that_is_not_live_yet_may_have_the_lock() {
+    let mut rig = Rig::new(8);
+    rig.step();
+    rig.loaded(vec![
+        led_by(OWN, region(4, 5, "", "m")),
+        led_by(OWN, region(6, 5, "m", "")),
+    ]);
+    rig.step();
+    rig.initialized(1);
+    rig.step();
+    rig.safe_point(50);
+    let looked = told_for(&mut rig, 5, &[1, 2], 100);
+    assert!(looked.contains(&"look 1 at 100".to_owned()), "{looked:?}");
+    answer(&mut rig, 1, 100, LockReport::default());
+    let steps = told_for(&mut rig, 3, &[1, 2], 100);
+    assert!(steps.is_empty(), "{steps:?}");
+    let steps = told_for(&mut rig, 5, &[1], 100);
+    assert!(
+        steps.contains(&"ended 1 PhantomLock".to_owned()),
+        "{steps:?}"
+    );
+}
+
+#[test]
+fn beside_a_lock_nobody_takes_the_store_for_the_reason_however_many_they_are() {
+    let (mut rig, subs) = (many(41), (1..=41).collect::<Vec<_>>());
+    for _ in 0..12 {
+        for step in told_for(&mut rig, 1, &subs, 100) {
+            let sub = step.split(' ').nth(1).unwrap().parse().unwrap();
+            let report = LockReport {
+                oldest: (sub == 20).then(|| lock(100)),
+                ..LockReport::default()
+            };
+            answer(&mut rig, sub, 100, report);
+        }
+    }
+    told_for(&mut rig, 1, &subs, 100);
+    let holders = holders(&rig);
+    let beside = |sub: u64| match sub {
+        20 => Holder::Lock(lock(100)),
+        _ => Holder::Neighbour(SubId(20)),
+    };
+    assert_eq!(holders.len(), 41);
+    assert!(
+        holders.iter().all(|(sub, held)| *held == beside(*sub)),
+        "{holders:?}"
+    );
+}
+
+#[test]
 fn a_look_counts_when_the_store_has_told_something_later_than_it() {
     let mut rig = many(9);
     let all: Vec<_> = (1..=9).collect();

@@ -131,7 +131,7 @@ impl Watched {
 #[derive(Default)]
 struct Together {
     subs: Vec<SubId>,
-    /// Others were told it too that do not stand yet, or cannot be looked at yet.
+    /// Others may hold it that do not stand yet, or cannot be looked at yet.
     unknown: bool,
 }
 
@@ -226,7 +226,8 @@ impl Stalls {
         for (id, watched) in self.subs.iter().filter(|(_, sub)| sub.stands(now)) {
             together.entry(watched.told_ts).or_default().subs.push(*id);
         }
-        for watched in self.subs.values().filter(|sub| !sub.stands(now)) {
+        let moving = self.subs.values().filter(|sub| !sub.stands(now));
+        for watched in moving.filter(|sub| sub.may_hold()) {
             if let Some(group) = together.get_mut(&watched.told_ts) {
                 group.unknown = true;
             }

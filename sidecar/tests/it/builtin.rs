@@ -227,6 +227,23 @@ fn a_store_whose_own_log_backup_is_off_is_refused_and_one_that_does_not_tell_is_
 }
 
 #[test]
+fn a_second_task_is_refused_since_tikvs_own_log_backup_knows_one_at_a_time() {
+    let status = always_answering(BACKS_UP);
+    let cluster = Cluster::start_with(|config| {
+        config.advertise_status_addrs = vec![status.to_string()];
+    });
+    let start = |name: &str| {
+        let url = Storage::new().url();
+        let args = ["log", "start", "--source", "builtin", "--task-name", name];
+        cluster.run(&[&args[..], &["--prefix", name, "-s", &url, "--json"]].concat())
+    };
+    start("first").json();
+    let second = start("second");
+    assert_eq!(second.error()["code"], "PITR1301", "{}", second.stderr);
+    assert_eq!(cluster.log_status()["tasks"].as_array().unwrap().len(), 1);
+}
+
+#[test]
 fn flushes_of_tikvs_own_that_are_too_rare_for_a_volume_of_juicefs_are_refused() {
     for (key, code) in [(&b"jfs-1\xFDsetting"[..], 11), (b"no volume", 0)] {
         let status = always_answering(BACKS_UP);
