@@ -52,8 +52,8 @@ fn holders(rig: &Rig) -> Vec<(u64, Holder)> {
     holds.map(|(sub, holder)| (sub.0, holder.clone())).collect()
 }
 
-/// Regions 4 and 6 are live as 1 and 2.
-fn two() -> Rig {
+/// Regions 4 and 6 are registered as 1 and 2.
+fn two_scanning() -> Rig {
     let mut rig = Rig::new(8);
     rig.step();
     rig.loaded(vec![
@@ -61,6 +61,12 @@ fn two() -> Rig {
         led_by(OWN, region(6, 5, "m", "")),
     ]);
     rig.step();
+    rig
+}
+
+/// Regions 4 and 6 are live as 1 and 2.
+fn two() -> Rig {
+    let mut rig = two_scanning();
     rig.initialized(1);
     rig.initialized(2);
     rig.step();
@@ -290,13 +296,7 @@ fn regions_that_move_hide_no_phantom_although_the_store_tells_its_ts_of_them_too
 
 #[test]
 fn a_region_that_is_not_live_yet_may_have_the_lock() {
-    let mut rig = Rig::new(8);
-    rig.step();
-    rig.loaded(vec![
-        led_by(OWN, region(4, 5, "", "m")),
-        led_by(OWN, region(6, 5, "m", "")),
-    ]);
-    rig.step();
+    let mut rig = two_scanning();
     rig.initialized(1);
     rig.step();
     rig.safe_point(50);

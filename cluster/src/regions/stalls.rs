@@ -226,6 +226,9 @@ impl Stalls {
         for (id, watched) in self.subs.iter().filter(|(_, sub)| sub.stands(now)) {
             together.entry(watched.told_ts).or_default().subs.push(*id);
         }
+        if together.is_empty() {
+            return Check::default();
+        }
         let moving = self.subs.values().filter(|sub| !sub.stands(now));
         for watched in moving.filter(|sub| sub.may_hold()) {
             if let Some(group) = together.get_mut(&watched.told_ts) {
